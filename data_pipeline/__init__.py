@@ -1,0 +1,1 @@
+"""Menagerie: WebDataset shards, written and read exactly."""

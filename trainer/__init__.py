@@ -1,0 +1,1 @@
+"""Menagerie: training of class-conditional GANs."""
