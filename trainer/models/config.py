@@ -1,0 +1,22 @@
+"""Settings that the two networks share."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class ModelConfig:
+    """The problem that both networks are built for."""
+
+    resolution: Annotated[int, Field(ge=4)] = 128
+    """Height and width of the images, pixels."""
+    image_channels: Annotated[int, Field(ge=1)] = 3
+    """Channels of the images: 3 for colour, 1 for grey."""
+    classes: Annotated[int, Field(ge=0)] = 1000
+    """Number of classes; 0 makes both networks unconditional."""
+    latent_dim: Annotated[int, Field(ge=1)] = 128
+    """Length of the latent vector z."""
+    latent_distribution: Literal["normal", "uniform"] = "normal"
+    """z ~ N(0, 1), or U(-1, 1). The official code's default is normal."""

@@ -1,0 +1,47 @@
+"""Side effects of a pass belong to the pass, not to a micro-batch.
+
+A process may hold several replicas and run them one after another. Spectral norm's power iteration must then happen once
+per pass over all replicas, and batch norm's running statistics must be those of replica 0, or the number of processes
+would leak into the training.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from trainer.models.layers import BatchNorm2d, SpectralLayer
+
+
+@contextmanager
+def replica_passes(*modules: nn.Module) -> Iterator[Callable[[int], None]]:
+    """Shares the passes of `modules` among the replicas that one process runs.
+
+    Yields `start_replica(number)`, to be called before each replica's forward passes. The k-th call of a spectrally
+    normalised layer in a replica is pass k: the first replica's does the power iteration (in training mode) and keeps
+    the normalised weight with its graph, the others' use that very tensor. So one backward through the sum over the
+    replicas is right, and several backwards are not possible. Running statistics follow replica 0 only. Every replica
+    must make the same passes. Wrapped modules (DDP, DeepSpeed) are given bare.
+    """
+    spectral, norms = [], []
+    for layer in {id(layer): layer for module in modules for layer in module.modules()}.values():
+        if isinstance(layer, SpectralLayer):
+            spectral.append(layer)
+        elif isinstance(layer, BatchNorm2d):
+            norms.append(layer)
+
+    def start_replica(number: int) -> None:
+        for layer in spectral:
+            layer.start_replica()
+        for norm in norms:
+            norm.update_statistics = number == 0
+
+    for layer in spectral:
+        layer.begin_passes()
+    try:
+        yield start_replica
+    finally:
+        for layer in spectral:
+            layer.end_passes()
+        for norm in norms:
+            norm.update_statistics = True
