@@ -1,0 +1,324 @@
+"""Checkpoints that exist only when committed, and of which every byte is verified before any state is touched.
+
+`python -m trainer.checkpoint list|verify|hash|prune RUN [--iteration N]` looks at the checkpoints of a run.
+
+In the run's folder: `checkpoints/run.json` (who the run is) and `checkpoints/iteration-.../` (see trainer.commits).
+"""
+
+import hashlib
+import json
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+import safetensors.torch
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from trainer.commits import (
+    MANIFEST,
+    Attempt,
+    Commit,
+    FileRecord,
+    InvalidCommit,
+    NewerFormat,
+    check_file,
+    encode_manifest,
+    parse_manifest,
+    serialize,
+    split_state,
+    state_hash,
+)
+from trainer.errors import CheckpointError
+from trainer.stores import Store
+
+__all__ = ["CheckpointConfig", "CheckpointStore", "Commit", "Restored", "state_hash"]
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "checkpoints"
+RUN_FILE = "run.json"
+REJECTED = "rejected.json"
+_TRANSFERS = 4  # files on their way to or from the store at a time
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class CheckpointConfig:
+    """The YAML's section `checkpoint`: how state is kept. When it is saved is `run.checkpoint_every`."""
+
+    file_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Size of the files that a checkpoint is split into, in MiB; they travel in parallel."""
+
+
+class Restored(NamedTuple):
+    """A verified checkpoint in memory."""
+
+    commit: Commit
+    tensors: dict[str, torch.Tensor]
+    """The full logical state on the CPU, by name."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run. One process writes (rank 0); any number may read.
+
+    `about` is written into every manifest (configuration, data fingerprint, code version ...), `writer` is the fencing
+    token of the lease, `check_lease` is called just before a manifest is written and raises if the lease is lost.
+    `reached` is called with the name of every step of the protocol, which is where tests kill the process.
+    """
+
+    def __init__(
+        self,
+        run_url: str,
+        config: CheckpointConfig | None = None,
+        *,
+        about: Mapping[str, Any] | None = None,
+        writer: int = 0,
+        check_lease: Callable[[], None] | None = None,
+        reached: Callable[[str], None] | None = None,
+    ) -> None:
+        self.store = Store(run_url).below(FOLDER)
+        self.config = config or CheckpointConfig()
+        self._about = dict(about or {})
+        self._writer = writer
+        self._check_lease = check_lease or (lambda: None)
+        self._reached = reached or (lambda step: None)
+        self._run: str | None = None
+
+    # ---- writing
+
+    def save(
+        self, iteration: int, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any] | None = None
+    ) -> Commit:
+        """Write and commit the state at the start of `iteration`; returns when it is durable.
+
+        Raises whatever the store raises (disk full, no connection ...); then nothing is committed and the files of the
+        attempt are removed where that is still possible.
+        """
+        begun = time.monotonic()
+        run = self.run_identity()
+        attempt = Attempt(iteration, self._writer, secrets.token_hex(4))
+        parts = list(split_state(tensors, self.config.file_megabytes * 2**20))
+        names = [f"state-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+
+        def write(name: str, part: Mapping[str, torch.Tensor]) -> FileRecord:
+            content = serialize(part)
+            self._reached(f"before {name}")
+            self.store.put(f"{attempt.folder}/{name}", content)
+            self._reached(f"after {name}")
+            return FileRecord(name, len(content), hashlib.sha256(content).hexdigest())
+
+        try:
+            with ThreadPoolExecutor(_TRANSFERS, "checkpoint-file") as pool:
+                records = tuple(pool.map(write, names, parts))
+            commit = Commit(
+                folder=attempt.folder,
+                iteration=iteration,
+                writer=self._writer,
+                run=run,
+                created=datetime.now(UTC).isoformat(timespec="microseconds"),
+                save_seconds=round(time.monotonic() - begun, 3),
+                state_sha256=state_hash(tensors),
+                files=records,
+                info={**self._about, **(info or {})},
+            )
+            self._check_lease()
+            self._reached("before manifest")
+            self.store.put(f"{attempt.folder}/{MANIFEST}", encode_manifest(commit))
+        except Exception:
+            with suppress(Exception):
+                self._remove(attempt.folder)
+            raise
+        self._reached("after manifest")
+        return commit
+
+    def run_identity(self) -> str:
+        """The run's identity, made up when its first checkpoint is written; manifests of other runs do not count."""
+        if self._run is None and not self.store.exists(RUN_FILE):
+            # A folder that lost this file still is the run whose checkpoints it holds.
+            known = {commit.run for commit, _ in self._parsed(self._folders()) if commit is not None}
+            if len(known) > 1:
+                raise CheckpointError(
+                    f"{self.store.describe(RUN_FILE)}: missing, and the checkpoints beside it "
+                    f"come from {len(known)} runs; remove those that do not belong here."
+                )
+            run = known.pop() if known else uuid.uuid4().hex
+            self.store.create(RUN_FILE, (json.dumps({"run": run}) + "\n").encode())
+        return self._known_run() or ""
+
+    # ---- reading
+
+    def commits(self) -> list[Commit]:
+        """Every commit whose manifest is sound, newest first. The files themselves are not looked at."""
+        sound = [commit for commit, _ in self._parsed(self._folders()) if commit is not None]
+        return sorted(sound, key=lambda commit: commit.order, reverse=True)
+
+    def newest(self) -> Commit | None:
+        """The newest commit of which every byte was verified; None if there has never been one. As `restore`."""
+        restored = self.restore()
+        return restored.commit if restored else None
+
+    def restore(self, iteration: int | None = None, *, set_aside: bool = False) -> Restored | None:
+        """The newest state that verifies (of `iteration`, if given), or None where nothing was ever committed.
+
+        Commits that do not verify are named in the log; with `set_aside` (for the writer) they are marked as well, so
+        that they are kept for inspection but not tried again before the others.
+
+        Raises CheckpointError if commits exist but none verifies, or if one is of a newer format.
+        """
+        candidates = self._candidates(iteration)
+        faults: list[str] = []
+        for folder in candidates:
+            try:
+                commit = self._read_manifest(folder)
+                tensors = self._read_state(commit)
+            except NewerFormat as error:
+                raise CheckpointError(
+                    f"{self.store.describe(folder)}: {error}; "
+                    "continue this run with the version that wrote it or a later one."
+                ) from None
+            except InvalidCommit as error:
+                faults.append(f"{folder}: {error}")
+                logger.warning(
+                    "checkpoint %s cannot be trusted and is kept aside: %s", self.store.describe(folder), error
+                )
+                if set_aside:
+                    self._set_aside(folder, str(error))
+                continue
+            if faults:
+                logger.warning("going on from the checkpoint before it: iteration %d (%s)", commit.iteration, folder)
+            return Restored(commit, tensors)
+        if faults:
+            raise CheckpointError(
+                f"{self.store.url}: none of the {len(faults)} checkpoints can be trusted ({'; '.join(faults)}); "
+                "the run is not started again from zero: bring back one of them from a copy, or choose another run.dir."
+            )
+        if iteration is not None:
+            raise CheckpointError(f"{self.store.url}: there is no checkpoint of iteration {iteration}.")
+        return None
+
+    def load(self, commit: Commit) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The state and the info of one commit, every byte verified first; raises CheckpointError if that fails."""
+        try:
+            return self._read_state(commit), dict(commit.info)
+        except InvalidCommit as error:
+            raise CheckpointError(f"{self.store.describe(commit.folder)}: {error}; use another checkpoint.") from None
+
+    def verify(self, commit: Commit) -> None:
+        """Read a commit back from the store; raises InvalidCommit unless every byte is as promised."""
+        self._read_state(self._read_manifest(commit.folder))
+
+    # ---- inside
+
+    def _folders(self) -> dict[str, dict[str, int]]:
+        """Every attempt's folder with its objects and their sizes; foreign files and folders are not among them."""
+        folders: dict[str, dict[str, int]] = {}
+        for path, size in self.store.find().items():
+            folder, _, name = path.partition("/")
+            if name and Attempt.parse(folder):
+                folders.setdefault(folder, {})[name] = size
+        return folders
+
+    def _candidates(self, iteration: int | None) -> list[str]:
+        """Folders of committed checkpoints in the order in which they are to be tried."""
+        committed = {folder: files for folder, files in self._folders().items() if MANIFEST in files}
+        if iteration is not None:
+            committed = {
+                folder: files for folder, files in committed.items() if _attempt(folder).iteration == iteration
+            }
+        created = {commit.folder: commit.created for commit, _ in self._parsed(committed) if commit is not None}
+
+        def order(folder: str) -> tuple[bool, int, int, str]:
+            attempt = _attempt(folder)
+            return (REJECTED not in committed[folder], attempt.writer, attempt.iteration, created.get(folder, ""))
+
+        return sorted(committed, key=order, reverse=True)
+
+    def _parsed(self, folders: Mapping[str, Any]) -> list[tuple[Commit | None, str]]:
+        """For each folder with a manifest: the commit, or None and why not."""
+        result: list[tuple[Commit | None, str]] = []
+        for folder, files in folders.items():
+            if MANIFEST not in files:
+                continue
+            try:
+                result.append((parse_manifest(self.store.get(f"{folder}/{MANIFEST}"), folder), ""))
+            except (InvalidCommit, NewerFormat) as error:
+                result.append((None, f"{folder}: {error}"))
+            except FileNotFoundError:  # removed since the listing
+                continue
+        return result
+
+    def _read_manifest(self, folder: str) -> Commit:
+        try:
+            content = self.store.get(f"{folder}/{MANIFEST}")
+        except FileNotFoundError:
+            raise InvalidCommit(f"{MANIFEST} is missing") from None
+        commit = parse_manifest(content, folder)
+        run = self._known_run()
+        if run is not None and commit.run != run:
+            raise InvalidCommit(f"{MANIFEST} belongs to another run ({commit.run[:8]}..., this one is {run[:8]}...)")
+        return commit
+
+    def _known_run(self) -> str | None:
+        if self._run is None:
+            with suppress(FileNotFoundError):
+                try:
+                    self._run = str(json.loads(self.store.get(RUN_FILE))["run"])
+                except (ValueError, KeyError, TypeError):
+                    raise CheckpointError(
+                        f"{self.store.describe(RUN_FILE)}: damaged; "
+                        "delete it: it is made again from the checkpoints beside it."
+                    ) from None
+        return self._run
+
+    def _read_state(self, commit: Commit) -> dict[str, torch.Tensor]:
+        def read(file: FileRecord) -> dict[str, torch.Tensor]:
+            try:
+                content = self.store.get(f"{commit.folder}/{file.name}")
+            except FileNotFoundError:
+                raise InvalidCommit(f"{file.name} is missing") from None
+            check_file(file, content)
+            return safetensors.torch.load(content)
+
+        tensors: dict[str, torch.Tensor] = {}
+        with ThreadPoolExecutor(_TRANSFERS, "checkpoint-file") as pool:
+            for part in pool.map(read, commit.files):
+                tensors.update(part)
+        if state_hash(tensors) != commit.state_sha256:
+            raise InvalidCommit("the state does not have the sha256 that its manifest states")
+        return tensors
+
+    def _set_aside(self, folder: str, reason: str) -> None:
+        note = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+        try:
+            self.store.put(f"{folder}/{REJECTED}", (json.dumps(note) + "\n").encode())
+        except Exception as error:
+            logger.warning("checkpoint %s could not be marked: %s", self.store.describe(folder), error)
+
+    def _remove(self, folder: str, names: Sequence[str] | None = None) -> None:
+        """Delete one attempt, its manifest first: from that moment it does not exist any more."""
+        paths = sorted(self.store.find(folder), key=lambda path: not path.endswith(f"/{MANIFEST}"))
+        for path in paths:
+            self._reached(f"before delete of {path}")
+            self.store.delete([path])
+        self.store.delete_folder(folder)
+
+
+def _attempt(folder: str) -> Attempt:
+    attempt = Attempt.parse(folder)
+    assert attempt is not None
+    return attempt
+
+
+if __name__ == "__main__":
+    import sys
+
+    from trainer.checkpoint_verbs import main
+
+    sys.exit(main())
