@@ -1,0 +1,124 @@
+"""`manifest show|verify`: what a folder of shards holds, and whether every byte of it is what it was."""
+
+import argparse
+import hashlib
+import signal
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest import Manifest, ShardInfo, load_index, load_manifest
+from data_pipeline.storage import Folder
+
+_BLOCK = 1 << 22
+_BARS = 40
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """The lines of `manifest show`."""
+    colour = {1: "grey", 3: "RGB"}[manifest.channels]
+    size = f"{manifest.resolution}x{manifest.resolution} {colour}"
+    yield f"{manifest.samples} samples of {len(manifest.classes)} classes, {size}"
+    yield f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; fingerprint {manifest.fingerprint}"
+    report = {k: v for k, v in manifest.report.items() if k != "unreadable"}
+    yield "made with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.options.items()))
+    yield "report: " + ", ".join(f"{k} {v}" for k, v in sorted(report.items()))
+    for name, why in manifest.report.get("unreadable", []):
+        yield f"  unreadable: {name}: {why}"
+    yield "shards:"
+    for shard in manifest.shards:
+        yield f"  {shard.name}  {shard.samples} samples  {shard.bytes} bytes  sha256 {shard.sha256[:16]}"
+    yield "classes (number, id, name, samples):"
+    most = max(entry.samples for entry in manifest.classes)
+    width = max(len(entry.name) for entry in manifest.classes)
+    for number, entry in enumerate(manifest.classes):
+        bar = "#" * max(1, round(_BARS * entry.samples / most))
+        yield f"  {number:4d}  {entry.id:>10}  {entry.name:<{width}}  {entry.samples:8d}  {bar}"
+
+
+def _verify_shard(folder: Folder, shard: ShardInfo, classes: int) -> tuple[list[str], np.ndarray]:
+    """What is wrong with one shard, and its samples per class."""
+    counts = np.zeros(classes, dtype=np.int64)
+    path = shard.name if "://" in shard.name or shard.name.startswith("/") else f"{folder}/{shard.name}"
+    try:
+        records = load_index(folder, shard)
+    except DataError as error:
+        return [str(error)], counts
+    if len(records) and not (records["label"].min() >= 0 and records["label"].max() < classes):
+        return [
+            f"{folder}/{shard.index}: labels reach {records['label'].max()}, the manifest has {classes} classes"
+        ], counts
+    counts += np.bincount(records["label"], minlength=classes)
+    problems = []
+    try:
+        with folder.open(shard.name) as file:
+            sha256, size = hashlib.sha256(), 0
+            while block := file.read(_BLOCK):
+                sha256.update(block)
+                size += len(block)
+            if size != shard.bytes:
+                problems.append(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again")
+            if sha256.hexdigest() != shard.sha256:
+                wrong = []
+                for number, record in enumerate(records):
+                    file.seek(int(record["offset"]))
+                    if zlib.crc32(file.read(int(record["size"]))) != record["crc32"]:
+                        wrong.append(number)
+                which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no image is damaged"
+                more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+                problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
+    except FileNotFoundError:
+        problems.append(f"{path}: there is no such shard; copy it again")
+    except OSError as error:
+        problems.append(f"{path}: cannot be read ({error.strerror or error})")
+    return problems, counts
+
+
+def verify(url: str) -> list[str]:
+    """Check every byte of a folder of shards; what is wrong, one sentence each. Raises DataError without a manifest."""
+    manifest = load_manifest(url)
+    folder = Folder(url)
+    problems = []
+    counts = np.zeros(len(manifest.classes), dtype=np.int64)
+    complete = True
+    for shard in manifest.shards:
+        found, labels = _verify_shard(folder, shard, len(manifest.classes))
+        complete = complete and bool(labels.any())
+        problems += found
+        counts += labels
+    for number, entry in enumerate(manifest.classes):
+        if complete and counts[number] != entry.samples:
+            problems.append(
+                f"{folder}/manifest.json: class {number} ({entry.name}) has {entry.samples} samples, the "
+                f"indexes hold {counts[number]}"
+            )
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 = all is well, 1 = something is wrong (each said in one sentence)."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.manifest", description=__doc__)
+    parser.add_argument("action", choices=["show", "verify"])
+    parser.add_argument("url", metavar="URL", help="path or fsspec URL of the folder that holds manifest.json")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends quietly
+    try:
+        if given.action == "show":
+            print("\n".join(describe(load_manifest(given.url))))
+            return 0
+        problems = verify(given.url)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        manifest = load_manifest(given.url)
+        print(
+            f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes} bytes: every "
+            "byte is as it was written"
+        )
+    return 1 if problems else 0

@@ -1,0 +1,289 @@
+"""`python -m data_pipeline.make_shards SOURCE INPUT OUTPUT [options]`: labelled images in, WebDataset shards out.
+
+The source is listed, the list is shuffled by the order's hash (so classes are mixed even where shards are read one
+after another), cut into shards, and every shard is written on its own, by any number of processes: the bytes depend
+on the input and the options alone. Finished shards are kept, so an interrupted run goes on where it was.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipeline import order
+from data_pipeline.errors import DataError
+from data_pipeline.images import ImageOptions
+from data_pipeline.manifest import FILE_NAME, ClassInfo, Manifest, ShardInfo, parse_manifest
+from data_pipeline.shard_writer import ShardResult, write_shard
+from data_pipeline.sources.base import Item, Listing, Source
+from data_pipeline.storage import Folder
+
+_PROGRESS = "unfinished"
+_PURPOSE = 2  # of the order's keys: neither samples (0) nor shards (1) of an epoch
+
+
+class Plan:
+    """Which items go into which shard; the digest covers the listing and the options."""
+
+    def __init__(self, listing: Listing, options: ImageOptions, samples_per_shard: int, description: str) -> None:
+        self.listing = listing
+        shuffled = np.argsort(order.keys(0, 0, _PURPOSE, len(listing.items)), kind="stable").tolist()
+        self.shards = [shuffled[i : i + samples_per_shard] for i in range(0, len(shuffled), samples_per_shard)]
+        digest = hashlib.sha256()
+        digest.update(json.dumps([description, options.describe(), samples_per_shard, listing.classes]).encode())
+        for item in listing.items:
+            digest.update(repr(tuple(item)).encode())
+        self.digest = digest.hexdigest()
+
+    def items(self, shard: int) -> list[tuple[int, Item]]:
+        return [(ordinal, self.listing.items[ordinal]) for ordinal in self.shards[shard]]
+
+    @staticmethod
+    def name(shard: int) -> str:
+        return f"shard-{shard:05d}.tar"
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the workers
+
+
+def _write(
+    source: Source, items: list[tuple[int, Item]], options: ImageOptions, name: str, output: Folder
+) -> ShardResult:
+    """One unit of work: a shard, its index and the record that it is finished, in this order."""
+    near = output.local
+    if near is not None:
+        near.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=near) as temporary:
+        try:
+            result = write_shard(source, items, options, name, Path(temporary))
+            output.put(Path(temporary, result.index), result.index)
+            output.put(Path(temporary, name), name)
+            output.write(f"{_PROGRESS}/{name}.json", result.to_bytes())
+        except OSError as error:
+            raise DataError(
+                f"OUTPUT: {output}/{name} cannot be written ({error.strerror or error}); make room or correct "
+                "the path, and run again"
+            ) from None
+    return result
+
+
+def _finished(output: Folder, plan: Plan) -> dict[int, ShardResult]:
+    """The shards that an interrupted run of the same plan has finished. Raises DataError for another plan's."""
+    if output.exists(FILE_NAME) or (
+        output.exists(f"{_PROGRESS}/plan") and output.read(f"{_PROGRESS}/plan") != plan.digest.encode()
+    ):
+        raise DataError(
+            f"OUTPUT: {output} holds shards of another input or of other options; give an empty folder, or add "
+            "--overwrite"
+        )
+    finished = {}
+    for shard in range(len(plan.shards)):
+        record = f"{_PROGRESS}/{plan.name(shard)}.json"
+        if output.exists(record):
+            result = ShardResult.from_bytes(output.read(record))
+            if output.exists(result.name) and output.fs.size(output.path(result.name)) == result.size:
+                finished[shard] = result
+    return finished
+
+
+def _clean(output: Folder) -> None:
+    """Remove earlier shards and what a killed run left behind."""
+    if output.local is not None and output.local.is_dir():
+        for pattern in ("shard-*.tar", "shard-*.idx", FILE_NAME):
+            for path in output.local.glob(pattern):
+                path.unlink()
+    else:
+        for path in output.fs.glob(output.path("shard-*")) + output.fs.glob(output.path(FILE_NAME)):
+            output.fs.rm(path)
+    output.remove(_PROGRESS)
+
+
+def _sweep(output: Folder) -> None:
+    if output.local is not None:
+        for path in output.local.glob(".part-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _run(
+    plan: Plan, source: Source, options: ImageOptions, output: Folder, todo: list[int], jobs: int
+) -> Iterator[tuple[int, ShardResult]]:
+    """Write the shards in `todo`; results come as they are finished."""
+    if jobs == 1 or len(todo) <= 1:
+        for shard in todo:
+            yield shard, _write(source, plan.items(shard), options, plan.name(shard), output)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_ignore_interrupts)
+    try:
+        waiting = iter(todo)
+        running: dict[Future[ShardResult], int] = {}
+        while True:
+            for shard in waiting:
+                work = pool.submit(_write, source, plan.items(shard), options, plan.name(shard), output)
+                running[work] = shard
+                if len(running) >= 2 * jobs:
+                    break
+            if not running:
+                return
+            for work in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(work), work.result()
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # nobody waits for a shard that an interrupt makes useless
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_classes(listing: Listing, where: object) -> None:
+    """Refuse what is nearly always a mistake. Raises DataError."""
+    if not listing.items:
+        raise DataError(f"INPUT: {where} holds no images; check the path")
+    counts = np.bincount([item.label for item in listing.items], minlength=len(listing.classes))
+    if np.count_nonzero(counts) < 2:
+        raise DataError(
+            f"INPUT: all {len(listing.items)} images of {where} belong to one class; a class-conditional model "
+            "needs two or more "
+            "(for a folder: one sub-folder per class, and INPUT is the folder above them)"
+        )
+    if empty := [listing.classes[k][0] for k in np.flatnonzero(counts == 0)]:
+        raise DataError(
+            f"INPUT: {where} holds no image of class {empty[0]} ({len(empty)} classes are empty); complete it"
+        )
+
+
+def make_shards(
+    source: Source,
+    output: Folder,
+    options: ImageOptions,
+    *,
+    description: str,
+    where: object,
+    samples_per_shard: int = 10_000,
+    jobs: int = 1,
+    max_unreadable: float = 0.01,
+    exclude: frozenset[str] = frozenset(),
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Manifest | None:
+    """Write a source's shards, indexes and manifest; None for a dry run. Raises DataError."""
+    listing = source.listing()
+    if unknown := exclude - {item.name for item in listing.items}:
+        raise DataError(
+            f"--exclude: {sorted(unknown)[0]} is not in INPUT ({len(unknown)} such names); correct the list"
+        )
+    kept = Listing(listing.classes, [item for item in listing.items if item.name not in exclude])
+    check_classes(kept, where)
+    plan = Plan(kept, options, samples_per_shard, description)
+    print(
+        f"{len(kept.items)} images of {len(kept.classes)} classes -> {len(plan.shards)} shards of up to "
+        f"{samples_per_shard} "
+        f"at {options.size}x{options.size}, {options.encoding}, in {output}",
+        file=sys.stderr,
+    )
+    if dry_run:
+        return None
+    if output.exists(FILE_NAME):
+        there = parse_manifest(output.read(FILE_NAME), f"{output}/{FILE_NAME}")
+        if there.plan == plan.digest and not overwrite:
+            print(f"{output}: is complete already", file=sys.stderr)
+            return there
+    if overwrite:
+        _clean(output)
+    results = _finished(output, plan)
+    if results:
+        print(f"{len(results)} of {len(plan.shards)} shards are finished already", file=sys.stderr)
+    output.write(f"{_PROGRESS}/plan", plan.digest.encode())
+    allowed = max_unreadable * len(kept.items)
+    todo = [shard for shard in range(len(plan.shards)) if shard not in results]
+    with tqdm(total=len(kept.items), unit="image", smoothing=0.05, disable=None) as progress:
+        progress.update(sum(len(plan.shards[shard]) for shard in results))
+        for shard, result in _run(plan, source, options, output, todo, jobs):
+            results[shard] = result
+            progress.update(len(plan.shards[shard]))
+            _check_unreadable(results, allowed, max_unreadable)
+    _check_unreadable(results, allowed, max_unreadable)
+    manifest = _manifest(
+        plan, [results[k] for k in range(len(plan.shards))], options, len(listing.items) - len(kept.items)
+    )
+    output.write(FILE_NAME, manifest.to_bytes())
+    output.remove(_PROGRESS)
+    _sweep(output)
+    return manifest
+
+
+def _check_unreadable(results: dict[int, ShardResult], allowed: float, share: float) -> None:
+    unreadable = [entry for result in results.values() for entry in result.unreadable]
+    if len(unreadable) > allowed:
+        name, why = unreadable[0]
+        raise DataError(
+            f"INPUT: {len(unreadable)} images cannot be read (the first: {name}: {why}), more than "
+            f"--max-unreadable {share:g} allows; "
+            "repair the input, or allow a larger share, and run again"
+        )
+
+
+def _manifest(plan: Plan, results: list[ShardResult], options: ImageOptions, excluded: int) -> Manifest:
+    counts = [sum(result.labels.get(label, 0) for result in results) for label in range(len(plan.listing.classes))]
+    if 0 in counts:
+        name = plan.listing.classes[counts.index(0)][0]
+        raise DataError(
+            f"INPUT: no image of class {name} could be used; see the minimum side and the unreadable images"
+        )
+    return Manifest(
+        classes=tuple(ClassInfo(name, key, n) for (name, key), n in zip(plan.listing.classes, counts, strict=True)),
+        resolution=options.size,
+        channels=options.channels,
+        shards=tuple(
+            ShardInfo(r.name, r.samples, r.size, r.sha256, r.index, r.index_sha256) for r in results if r.samples
+        ),
+        options=options.describe(),
+        report={
+            "listed": len(plan.listing.items) + excluded,
+            "excluded": excluded,
+            "too_small": sum(result.too_small for result in results),
+            "written": sum(result.samples for result in results),
+            "unreadable": [list(entry) for result in results for entry in result.unreadable],
+        },
+        plan=plan.digest,
+    ).with_fingerprint()
+
+
+def default_jobs() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted."""
+    from data_pipeline.arguments import parse
+
+    try:
+        work = parse(arguments)
+        manifest = make_shards(work.source, work.output, work.options, **work.settings)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    if manifest is not None:
+        report = manifest.report
+        print(
+            f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; "
+            f"{len(report['unreadable'])} unreadable, {report['too_small']} too small, {report['excluded']} excluded; "
+            f"fingerprint {manifest.fingerprint[:16]}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
