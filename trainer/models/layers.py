@@ -1,7 +1,7 @@
 """Layers of the networks: spectrally normalised convolution, linear and embedding layers, and batch normalisation.
 
-Two layers change state while they compute: spectral norm moves its vector `u`, batch norm its running statistics. What a
-pass changes must not depend on how many replicas one process holds, so both obey `trainer.models.replicas`.
+Two layers change state while they compute: spectral norm moves its vector `u`, batch norm its running statistics. What
+a pass changes must not depend on how many replicas one process holds, so both obey `trainer.models.replicas`.
 
 Shapes: B batch, C channels, H height, W width, K classes, F features.
 """
@@ -30,7 +30,8 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def normalise(vector: Tensor) -> Tensor:
     """`vector / (|vector| + 1e-12)`."""
-    return vector / (torch.linalg.vector_norm(vector) + NORMALISE_EPS)
+    length: Tensor = torch.linalg.vector_norm(vector)
+    return vector / (length + NORMALISE_EPS)
 
 
 def power_iteration(matrix: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +108,8 @@ class SpectralConv2d(SpectralLayer):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(
-            x, self.normalised_weight().to(self.weight.dtype), self.bias, padding=self.weight.shape[-1] // 2
-        )
+        weight = self.normalised_weight().to(self.weight.dtype)
+        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
 
 
 class SpectralLinear(SpectralLayer):

@@ -1,8 +1,8 @@
 """Side effects of a pass belong to the pass, not to a micro-batch.
 
-A process may hold several replicas and run them one after another. Spectral norm's power iteration must then happen once
-per pass over all replicas, and batch norm's running statistics must be those of replica 0, or the number of processes
-would leak into the training.
+A process may hold several replicas and run them one after another. Spectral norm's power iteration must then happen
+once per pass over all replicas, and batch norm's running statistics must be those of replica 0, or the number of
+processes would leak into the training.
 """
 
 from collections.abc import Callable, Iterator

@@ -4,6 +4,7 @@ The official forms at 32 (CIFAR), 64 and 128 px are the defaults of their resolu
 Shapes: B batch, C channels, H = W the resolution, K classes, Z latent dimension.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -102,7 +103,8 @@ class GeneratorBlock(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = self.conv1(upsample(F.relu(normalised(self.norm1, x, labels))))
         h = self.conv2(F.relu(normalised(self.norm2, h, labels)))
-        return h + self.shortcut(upsample(x))
+        y: Tensor = h + self.shortcut(upsample(x))
+        return y
 
 
 class ResNetGenerator(nn.Module):
@@ -116,8 +118,7 @@ class ResNetGenerator(nn.Module):
         glorot_uniform(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.blocks = nn.ModuleList(
-            GeneratorBlock(before, after, config, model.classes)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            GeneratorBlock(before, after, config, model.classes) for before, after in pairwise(widths)
         )
         self.norm = _norm(widths[-1], model.classes if config.final_norm == "conditional" else 0, config)
         self.conv = Convolution(widths[-1], model.image_channels, 3)
@@ -143,8 +144,8 @@ class FirstDiscriminatorBlock(nn.Module):
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = downsample(self.conv2(F.relu(self.conv1(x))))
-        return h + self.shortcut(downsample(x))
+        y: Tensor = downsample(self.conv2(F.relu(self.conv1(x)))) + self.shortcut(downsample(x))
+        return y
 
 
 class DiscriminatorBlock(nn.Module):
@@ -161,7 +162,8 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(F.relu(x))))
         s = x if self.shortcut is None else self.shortcut(x)
-        return downsample(h) + downsample(s) if self.halve else h + s
+        y: Tensor = downsample(h) + downsample(s) if self.halve else h + s
+        return y
 
 
 class ResNetDiscriminator(nn.Module):

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from trainer.errors import SettingError
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.objectives import penalties
 from trainer.objectives.losses import LOSSES, classification
@@ -79,10 +80,7 @@ PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Fi
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class AdversarialConfig:
-    """An adversarial loss; the defaults are the official code's."""
-
-    name: Literal["adversarial"] = "adversarial"
+class _LossSettings:
     loss: Literal["hinge", "non_saturating", "minimax", "least_squares", "wasserstein"] = "hinge"
     """The official ImageNet and CIFAR configurations use the hinge."""
     passes: Literal["separate", "joint"] = "separate"
@@ -94,10 +92,17 @@ class AdversarialConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class ACGANConfig(AdversarialConfig):
-    """An adversarial loss and the auxiliary classifier's (Odena et al. 2017); needs a discriminator with class logits."""
+class AdversarialConfig(_LossSettings):
+    """An adversarial loss; the defaults are the official code's."""
 
-    name: Literal["acgan"] = "acgan"  # type: ignore[assignment]
+    name: Literal["adversarial"] = "adversarial"
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ACGANConfig(_LossSettings):
+    """An adversarial loss and the auxiliary classifier's (Odena et al. 2017), for a discriminator with class logits."""
+
+    name: Literal["acgan"] = "acgan"
     discriminator_class_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of L_C in the discriminator's loss. The projection paper does not give its AC-GAN's weight."""
     generator_class_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -113,129 +118,119 @@ class AdversarialObjective:
     Both methods return "loss", which is to be minimised, and detached scalars to log.
     """
 
-    def __init__(self, config: AdversarialConfig) -> None:
+    def __init__(self, config: AdversarialConfig | ACGANConfig) -> None:
         self.config = config
-        self.loss = LOSSES[config.loss]
+        self.sides = LOSSES[config.loss]
 
     def discriminator_loss(self, G: Generator, D: Discriminator, batch: RealAndLatents) -> dict[str, Tensor]:
         """The loss of D on real images and on images that G makes without a graph."""
         with torch.no_grad():
             fake_images = G(batch.latents, batch.labels)
-        images = batch.real_images.to(fake_images.dtype)
-        if self.config.penalty.name == "r1":
-            images = images.detach().requires_grad_(True)
-        real, fake = self._passes(D, images, batch.real_labels, fake_images, batch.labels)
-        loss = self.loss.discriminator(real.logits, fake.logits)
-        logged = {
-            "adversarial": loss,
-            "real_score": real.logits.mean(),
-            "fake_score": fake.logits.mean(),
-        }
-        for name, (term, shown) in self._further_discriminator_terms(D, batch, images, fake_images, real, fake).items():
-            loss = loss + term
-            logged[name] = shown
+        real_images = batch.real_images
+        if isinstance(self.config.penalty, R1Config):
+            real_images = real_images.detach().requires_grad_(True)
+        real, fake = self._both(D, real_images, batch.real_labels, fake_images, batch.labels)
+        loss = self.sides.discriminator(real.logits, fake.logits)
+        logged = {"adversarial": loss, "real_score": real.logits.mean(), "fake_score": fake.logits.mean()}
+        for terms in (
+            self._penalty(D, real_images, batch.real_labels, fake_images, real),
+            self._discriminator_class_terms(batch, real, fake),
+        ):
+            loss = loss + terms.loss
+            logged |= terms.logged
         return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
     def generator_loss(self, G: Generator, D: Discriminator, batch: Latents) -> dict[str, Tensor]:
         """The loss of G. D's parameters should be frozen by the caller."""
         output = D(G(batch.latents, batch.labels), batch.labels)
-        loss = self.loss.generator(output.logits)
+        loss = self.sides.generator(output.logits)
         logged = {"adversarial": loss, "fake_score": output.logits.mean()}
-        for name, (term, shown) in self._further_generator_terms(batch, output).items():
-            loss = loss + term
-            logged[name] = shown
+        terms = self._generator_class_terms(batch, output)
+        loss = loss + terms.loss
+        logged |= terms.logged
         return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
-    def _passes(
+    def _both(
         self, D: Discriminator, real_images: Tensor, real_labels: Tensor, fake_images: Tensor, fake_labels: Tensor
     ) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
+        """D of the real and of the generated images, in two passes or in one."""
         if self.config.passes == "separate":
             return D(real_images, real_labels), D(fake_images, fake_labels)
-        both = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
         n = len(real_images)
-        if both.class_logits is None:
-            return DiscriminatorOutput(both.logits[:n]), DiscriminatorOutput(both.logits[n:])
-        return (
-            DiscriminatorOutput(both.logits[:n], both.class_logits[:n]),
-            DiscriminatorOutput(both.logits[n:], both.class_logits[n:]),
-        )
+        logits, class_logits = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+        if class_logits is None:
+            return DiscriminatorOutput(logits[:n]), DiscriminatorOutput(logits[n:])
+        return DiscriminatorOutput(logits[:n], class_logits[:n]), DiscriminatorOutput(logits[n:], class_logits[n:])
 
-    def _further_discriminator_terms(
-        self,
-        D: Discriminator,
-        batch: RealAndLatents,
-        real_images: Tensor,
-        fake_images: Tensor,
-        real: DiscriminatorOutput,
-        fake: DiscriminatorOutput,
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """name -> (weighted term of the loss, what to log)."""
-        penalty = self.config.penalty
-        if isinstance(penalty, R1Config):
+    def _penalty(
+        self, D: Discriminator, real_images: Tensor, labels: Tensor, fake_images: Tensor, real: DiscriminatorOutput
+    ) -> "_Terms":
+        config = self.config.penalty
+        if isinstance(config, R1Config):
             value = penalties.r1(real.logits, real_images)
-            return {"r1": (penalty.gamma * value, value)}
-        if isinstance(penalty, GradientPenaltyConfig):
+            return _Terms(config.gamma * value, {"r1": value})
+        if isinstance(config, GradientPenaltyConfig):
             n = min(len(real_images), len(fake_images))
-            labels = batch.real_labels[:n]
             mix = torch.rand(n, dtype=real_images.dtype, device=real_images.device)
             value = penalties.gradient_penalty(
-                lambda x: D(x, labels).logits, real_images[:n], fake_images[:n], mix, penalty.target
+                lambda x: D(x, labels[:n]).logits, real_images[:n], fake_images[:n], mix, config.target
             )
-            terms = {"gradient_penalty": (penalty.weight * value, value)}
-            if penalty.drift:
-                value = penalties.drift(real.logits)
-                terms["drift"] = (penalty.drift * value, value)
-            return terms
-        return {}
+            drift = penalties.drift(real.logits)
+            loss = config.weight * value + config.drift * drift
+            return _Terms(loss, {"gradient_penalty": value, "drift": drift})
+        return _Terms(0.0, {})
 
-    def _further_generator_terms(self, batch: Latents, output: DiscriminatorOutput) -> dict[str, tuple[Tensor, Tensor]]:
-        return {}
+    def _discriminator_class_terms(
+        self, batch: RealAndLatents, real: DiscriminatorOutput, fake: DiscriminatorOutput
+    ) -> "_Terms":
+        return _Terms(0.0, {})
+
+    def _generator_class_terms(self, batch: Latents, output: DiscriminatorOutput) -> "_Terms":
+        return _Terms(0.0, {})
 
 
 class ACGANObjective(AdversarialObjective):
-    """L_S and L_C of Odena et al. 2017: D minimises -(L_S + L_C), G minimises L_S - L_C."""
+    """L_S and L_C of Odena et al. 2017 (Eq. 2 and 3): D minimises -(L_S + L_C), G minimises L_S - L_C."""
 
     config: ACGANConfig
 
     def __init__(self, config: ACGANConfig) -> None:
         super().__init__(config)
 
-    def _further_discriminator_terms(
-        self,
-        D: Discriminator,
-        batch: RealAndLatents,
-        real_images: Tensor,
-        fake_images: Tensor,
-        real: DiscriminatorOutput,
-        fake: DiscriminatorOutput,
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        terms = super()._further_discriminator_terms(D, batch, real_images, fake_images, real, fake)
-        weight = self.config.discriminator_class_weight
-        logits = _class_logits(real)
-        value = classification(logits, batch.real_labels)
-        terms["class_real"] = (weight * value, value)
-        # Logged, and no part of the loss.
-        terms["class_accuracy_real"] = (torch.zeros_like(value), _accuracy(logits, batch.real_labels))
-        logits = _class_logits(fake)
-        value = classification(logits, batch.labels)
-        share = weight if self.config.classify_generated else 0.0
-        terms["class_fake"] = (share * value if share else torch.zeros_like(value), value)
-        return terms
+    def _discriminator_class_terms(
+        self, batch: RealAndLatents, real: DiscriminatorOutput, fake: DiscriminatorOutput
+    ) -> "_Terms":
+        real_logits = _class_logits(real)
+        of_real = classification(real_logits, batch.real_labels)
+        of_fake = classification(_class_logits(fake), batch.labels)
+        total = of_real + of_fake if self.config.classify_generated else of_real
+        accuracy = _accuracy(real_logits, batch.real_labels)
+        return _Terms(
+            self.config.discriminator_class_weight * total,
+            {"class_real": of_real, "class_fake": of_fake, "class_accuracy_real": accuracy},
+        )
 
-    def _further_generator_terms(self, batch: Latents, output: DiscriminatorOutput) -> dict[str, tuple[Tensor, Tensor]]:
+    def _generator_class_terms(self, batch: Latents, output: DiscriminatorOutput) -> "_Terms":
         logits = _class_logits(output)
         value = classification(logits, batch.labels)
         accuracy = _accuracy(logits, batch.labels)
-        return {
-            "class_fake": (self.config.generator_class_weight * value, value),
-            "class_accuracy_fake": (torch.zeros_like(value), accuracy),
-        }
+        return _Terms(
+            self.config.generator_class_weight * value, {"class_fake": value, "class_accuracy_fake": accuracy}
+        )
+
+
+class _Terms(NamedTuple):
+    """What is added to the loss, and what is logged."""
+
+    loss: Tensor | float
+    logged: dict[str, Tensor]
 
 
 def _class_logits(output: DiscriminatorOutput) -> Tensor:
     if output.class_logits is None:
-        raise ValueError(
-            "objective.name: acgan needs a discriminator with class logits; set discriminator.conditioning.name to acgan"
+        raise SettingError(
+            "objective.name: acgan needs a discriminator with class logits and this one has none; "
+            "set discriminator.conditioning.name to acgan"
         )
     return output.class_logits
 

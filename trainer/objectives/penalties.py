@@ -11,8 +11,7 @@ from torch import Tensor
 
 def input_gradient(logits: Tensor, images: Tensor) -> Tensor:
     """d logits_i / d images_i of every sample: [B, C, H, W], with a graph. `images` must require a gradient."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient
+    return torch.autograd.grad(logits.sum(), images, create_graph=True)[0]
 
 
 def gradient_penalty(

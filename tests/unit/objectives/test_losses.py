@@ -1,0 +1,101 @@
+"""Losses and penalties against their equations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from trainer.objectives import penalties
+from trainer.objectives.losses import LOSSES, classification
+
+REAL = [-2.0, -0.5, 0.3, 1.0, 4.0]
+FAKE = [-3.0, 0.0, 0.7, 2.0]
+
+
+def sigmoid(t):
+    return 1 / (1 + math.exp(-t))
+
+
+# name -> (E over real + E over fake of the discriminator's loss, E over fake of the generator's)
+EQUATIONS = {
+    "hinge": (lambda r: max(0, 1 - r), lambda f: max(0, 1 + f), lambda f: -f),
+    "non_saturating": (
+        lambda r: -math.log(sigmoid(r)),
+        lambda f: -math.log(1 - sigmoid(f)),
+        lambda f: -math.log(sigmoid(f)),
+    ),
+    "minimax": (
+        lambda r: -math.log(sigmoid(r)),
+        lambda f: -math.log(1 - sigmoid(f)),
+        lambda f: math.log(1 - sigmoid(f)),
+    ),
+    "least_squares": (lambda r: (r - 1) ** 2 / 2, lambda f: f**2 / 2, lambda f: (f - 1) ** 2 / 2),
+    "wasserstein": (lambda r: -r, lambda f: f, lambda f: -f),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_equal_their_equations(name):
+    of_real, of_fake, of_generator = EQUATIONS[name]
+    real, fake = torch.tensor(REAL, dtype=torch.float64), torch.tensor(FAKE, dtype=torch.float64)
+    want = np.mean([of_real(t) for t in REAL]) + np.mean([of_fake(t) for t in FAKE])
+    assert LOSSES[name].discriminator(real, fake).item() == pytest.approx(want, rel=1e-12)
+    assert LOSSES[name].generator(fake).item() == pytest.approx(np.mean([of_generator(t) for t in FAKE]), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_stay_finite_at_large_logits(name):
+    logits = torch.tensor([-1e4, 1e4], requires_grad=True)
+    (LOSSES[name].discriminator(logits, logits) + LOSSES[name].generator(logits)).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_classification_is_the_negative_log_likelihood():
+    logits = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(1, keepdims=True)
+    want = -(math.log(p[0, 1]) + math.log(p[1, 0])) / 2
+    assert classification(logits, torch.tensor([1, 0])).item() == pytest.approx(want, rel=1e-6)
+
+
+WEIGHT = torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]], dtype=torch.float64)  # the gradient of sum(w x) has length 5
+
+
+def linear(x):
+    return (WEIGHT * x).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("target, want", [(1.0, 16.0), (2.0, 2.25), (5.0, 0.0)])
+def test_gradient_penalty_of_a_linear_discriminator(target, want):
+    real, fake, mix = torch.randn(3, 1, 2, 2).double(), torch.randn(3, 1, 2, 2).double(), torch.rand(3).double()
+    assert penalties.gradient_penalty(linear, real, fake, mix, target).item() == pytest.approx(want)
+
+
+def test_gradient_penalty_is_taken_between_the_images():
+    """D(x) = sum(x^2) / 2 has the gradient x: the penalty tells where it was taken."""
+    real, fake = torch.randn(4, 1, 2, 2).double(), torch.randn(4, 1, 2, 2).double()
+    mix = torch.tensor([0, 0.25, 0.5, 1], dtype=torch.float64)
+    x = mix[:, None, None, None] * real + (1 - mix[:, None, None, None]) * fake
+    want = (x.flatten(1).norm(dim=1) - 1).square().mean()
+    got = penalties.gradient_penalty(lambda x: x.square().flatten(1).sum(1) / 2, real, fake, mix)
+    torch.testing.assert_close(got, want)
+
+
+def test_r1_and_drift():
+    x = torch.randn(3, 1, 2, 2).double().requires_grad_(True)
+    assert penalties.r1(linear(x), x).item() == pytest.approx(12.5)
+    assert penalties.drift(torch.tensor([1.0, -3.0])).item() == pytest.approx(5)
+
+
+def test_penalties_differentiate_twice():
+    x, fake, mix = torch.randn(2, 1, 2, 2).double(), torch.randn(2, 1, 2, 2).double(), torch.rand(2).double()
+
+    def of_weight(weight):
+        def logits(x):
+            return torch.tanh(weight * x).flatten(1).sum(1)
+
+        leaf = x.clone().requires_grad_(True)
+        return penalties.gradient_penalty(logits, x, fake, mix), penalties.r1(logits(leaf), leaf)
+
+    assert gradcheck(of_weight, torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True))
