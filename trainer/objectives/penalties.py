@@ -28,7 +28,7 @@ def gradient_penalty(
     """
     share = mix[:, None, None, None]
     images = (share * real + (1 - share) * fake).detach().requires_grad_(True)
-    lengths = torch.linalg.vector_norm(input_gradient(logits_of(images), images).flatten(1), dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(input_gradient(logits_of(images), images).flatten(1), dim=1)
     return ((lengths - target) / target).square().mean()
 
 

@@ -19,7 +19,7 @@ def size(network):
 
 
 @pytest.mark.parametrize(
-    "config, model, parameters",
+    ("config", "model", "parameters"),
     [
         (ResNetGeneratorConfig(), IMAGENET, 41_996_931),
         (ResNetGeneratorConfig(channels=256), CIFAR, 4_304_387),
@@ -127,7 +127,7 @@ def test_bfloat16_autocast_returns_float32():
 
 
 @pytest.mark.parametrize(
-    "build, config, model, setting",
+    ("build", "config", "model", "setting"),
     [
         (build_generator, ResNetGeneratorConfig(), ModelConfig(resolution=48), "generator.multipliers"),
         (build_generator, ResNetGeneratorConfig(multipliers=(1, 1)), CIFAR, "generator.multipliers"),

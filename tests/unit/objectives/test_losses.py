@@ -14,23 +14,15 @@ REAL = [-2.0, -0.5, 0.3, 1.0, 4.0]
 FAKE = [-3.0, 0.0, 0.7, 2.0]
 
 
-def sigmoid(t):
-    return 1 / (1 + math.exp(-t))
+def log_sigmoid(t):
+    return -math.log(1 + math.exp(-t))
 
 
 # name -> (E over real + E over fake of the discriminator's loss, E over fake of the generator's)
 EQUATIONS = {
     "hinge": (lambda r: max(0, 1 - r), lambda f: max(0, 1 + f), lambda f: -f),
-    "non_saturating": (
-        lambda r: -math.log(sigmoid(r)),
-        lambda f: -math.log(1 - sigmoid(f)),
-        lambda f: -math.log(sigmoid(f)),
-    ),
-    "minimax": (
-        lambda r: -math.log(sigmoid(r)),
-        lambda f: -math.log(1 - sigmoid(f)),
-        lambda f: math.log(1 - sigmoid(f)),
-    ),
+    "non_saturating": (lambda r: -log_sigmoid(r), lambda f: -log_sigmoid(-f), lambda f: -log_sigmoid(f)),
+    "minimax": (lambda r: -log_sigmoid(r), lambda f: -log_sigmoid(-f), lambda f: log_sigmoid(-f)),
     "least_squares": (lambda r: (r - 1) ** 2 / 2, lambda f: f**2 / 2, lambda f: (f - 1) ** 2 / 2),
     "wasserstein": (lambda r: -r, lambda f: f, lambda f: -f),
 }
@@ -66,7 +58,7 @@ def linear(x):
     return (WEIGHT * x).flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("target, want", [(1.0, 16.0), (2.0, 2.25), (5.0, 0.0)])
+@pytest.mark.parametrize(("target", "want"), [(1.0, 16.0), (2.0, 2.25), (5.0, 0.0)])
 def test_gradient_penalty_of_a_linear_discriminator(target, want):
     real, fake, mix = torch.randn(3, 1, 2, 2).double(), torch.randn(3, 1, 2, 2).double(), torch.rand(3).double()
     assert penalties.gradient_penalty(linear, real, fake, mix, target).item() == pytest.approx(want)
