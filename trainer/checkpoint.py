@@ -8,14 +8,15 @@ In the run's folder: `checkpoints/run.json` (who the run is) and `checkpoints/it
 import hashlib
 import json
 import logging
+import math
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
@@ -37,6 +38,7 @@ from trainer.commits import (
     state_hash,
 )
 from trainer.errors import CheckpointError
+from trainer.lease import Lease, acquire
 from trainer.stores import Store
 
 __all__ = ["CheckpointConfig", "CheckpointStore", "Commit", "Restored", "state_hash"]
@@ -46,6 +48,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 REJECTED = "rejected.json"
+SCORES = "scores.json"
 _TRANSFERS = 4  # files on their way to or from the store at a time
 
 
@@ -55,6 +58,24 @@ class CheckpointConfig:
 
     file_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
     """Size of the files that a checkpoint is split into, in MiB; they travel in parallel."""
+    asynchronous: bool = True
+    """Write in a background thread; training only waits for a copy of the state to host memory."""
+    keep_last: Annotated[int, Field(ge=1)] = 3
+    """Newest checkpoints that are kept. An older one is deleted only after the newest was read back and verified."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Checkpoints whose iteration is a multiple of this are kept for good; 0: none."""
+    keep_best: str | None = None
+    """Metric by which the best checkpoint is kept besides, e.g. `frechet_distance`; none by default."""
+    keep_best_is: Literal["lower", "higher"] = "lower"
+    """Whether a lower or a higher value of `keep_best` is better."""
+    retry_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """How long a failing save is tried again before it is given up for the next one, in minutes."""
+    stop_after_hours: Annotated[float, Field(gt=0)] = 6.0
+    """Stop the run when saves have been due for so long without one becoming durable, in hours."""
+    restart_limit: Annotated[int, Field(ge=0)] = 8
+    """Refuse to start after so many starts in a row that ended without a new checkpoint; 0: no limit."""
+    grace_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Time between SIGTERM and SIGKILL, in seconds; none: 30 under accelerate's launcher, otherwise not known."""
 
 
 class Restored(NamedTuple):
@@ -68,9 +89,8 @@ class Restored(NamedTuple):
 class CheckpointStore:
     """The checkpoints of one run. One process writes (rank 0); any number may read.
 
-    `about` is written into every manifest (configuration, data fingerprint, code version ...), `writer` is the fencing
-    token of the lease, `check_lease` is called just before a manifest is written and raises if the lease is lost.
-    `reached` is called with the name of every step of the protocol, which is where tests kill the process.
+    `about` is written into every manifest (configuration, data fingerprint, code version ...). `reached` is called with
+    the name of every step of the protocol, which is where tests kill the process.
     """
 
     def __init__(
@@ -79,39 +99,55 @@ class CheckpointStore:
         config: CheckpointConfig | None = None,
         *,
         about: Mapping[str, Any] | None = None,
-        writer: int = 0,
-        check_lease: Callable[[], None] | None = None,
         reached: Callable[[str], None] | None = None,
     ) -> None:
         self.store = Store(run_url).below(FOLDER)
         self.config = config or CheckpointConfig()
         self._about = dict(about or {})
-        self._writer = writer
-        self._check_lease = check_lease or (lambda: None)
-        self._reached = reached or (lambda step: None)
+        self.reached = reached or (lambda step: None)
+        self.lease: Lease | None = None
         self._run: str | None = None
 
     # ---- writing
+
+    def acquire(self) -> Lease:
+        """Become the only writer of the run; every older one is fenced off. Before anything is read or saved.
+
+        Raises RestartLoop when the last `restart_limit` starts came to nothing.
+        """
+        committed = {_attempt(folder).writer for folder, files in self.folders().items() if MANIFEST in files}
+        self.lease = acquire(self.store, committed, restart_limit=self.config.restart_limit)
+        return self.lease
+
+    def release(self, reason: str, iteration: int) -> None:
+        """Note that this writer ended in good order, at `iteration`."""
+        if self.lease is not None:
+            self.lease.release(reason, iteration)
+
+    @property
+    def writer(self) -> int:
+        """The fencing token, 0 without a lease."""
+        return self.lease.token if self.lease is not None else 0
 
     def save(
         self, iteration: int, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any] | None = None
     ) -> Commit:
         """Write and commit the state at the start of `iteration`; returns when it is durable.
 
-        Raises whatever the store raises (disk full, no connection ...); then nothing is committed and the files of the
-        attempt are removed where that is still possible.
+        Raises LeaseLost if a later writer has taken over, else whatever the store raises (disk full, no
+        connection ...); then nothing is committed, and the attempt is removed where that is still possible.
         """
         begun = time.monotonic()
         run = self.run_identity()
-        attempt = Attempt(iteration, self._writer, secrets.token_hex(4))
+        attempt = Attempt(iteration, self.writer, secrets.token_hex(4))
         parts = list(split_state(tensors, self.config.file_megabytes * 2**20))
         names = [f"state-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
 
         def write(name: str, part: Mapping[str, torch.Tensor]) -> FileRecord:
             content = serialize(part)
-            self._reached(f"before {name}")
+            self.reached(f"before {name}")
             self.store.put(f"{attempt.folder}/{name}", content)
-            self._reached(f"after {name}")
+            self.reached(f"after {name}")
             return FileRecord(name, len(content), hashlib.sha256(content).hexdigest())
 
         try:
@@ -120,7 +156,7 @@ class CheckpointStore:
             commit = Commit(
                 folder=attempt.folder,
                 iteration=iteration,
-                writer=self._writer,
+                writer=self.writer,
                 run=run,
                 created=datetime.now(UTC).isoformat(timespec="microseconds"),
                 save_seconds=round(time.monotonic() - begun, 3),
@@ -128,21 +164,22 @@ class CheckpointStore:
                 files=records,
                 info={**self._about, **(info or {})},
             )
-            self._check_lease()
-            self._reached("before manifest")
+            if self.lease is not None:
+                self.lease.check()
+            self.reached("before manifest")
             self.store.put(f"{attempt.folder}/{MANIFEST}", encode_manifest(commit))
         except Exception:
             with suppress(Exception):
-                self._remove(attempt.folder)
+                self.remove(attempt.folder)
             raise
-        self._reached("after manifest")
+        self.reached("after manifest")
         return commit
 
     def run_identity(self) -> str:
         """The run's identity, made up when its first checkpoint is written; manifests of other runs do not count."""
         if self._run is None and not self.store.exists(RUN_FILE):
             # A folder that lost this file still is the run whose checkpoints it holds.
-            known = {commit.run for commit, _ in self._parsed(self._folders()) if commit is not None}
+            known = {commit.run for commit, _ in self._parsed(self.folders()) if commit is not None}
             if len(known) > 1:
                 raise CheckpointError(
                     f"{self.store.describe(RUN_FILE)}: missing, and the checkpoints beside it "
@@ -156,7 +193,7 @@ class CheckpointStore:
 
     def commits(self) -> list[Commit]:
         """Every commit whose manifest is sound, newest first. The files themselves are not looked at."""
-        sound = [commit for commit, _ in self._parsed(self._folders()) if commit is not None]
+        sound = [commit for commit, _ in self._parsed(self.folders()) if commit is not None]
         return sorted(sound, key=lambda commit: commit.order, reverse=True)
 
     def newest(self) -> Commit | None:
@@ -176,7 +213,7 @@ class CheckpointStore:
         faults: list[str] = []
         for folder in candidates:
             try:
-                commit = self._read_manifest(folder)
+                commit = self.read_manifest(folder)
                 tensors = self._read_state(commit)
             except NewerFormat as error:
                 raise CheckpointError(
@@ -204,19 +241,44 @@ class CheckpointStore:
         return None
 
     def load(self, commit: Commit) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The state and the info of one commit, every byte verified first; raises CheckpointError if that fails."""
+        """The state and the info of one commit, every byte verified; raises CheckpointError if that fails."""
         try:
             return self._read_state(commit), dict(commit.info)
         except InvalidCommit as error:
             raise CheckpointError(f"{self.store.describe(commit.folder)}: {error}; use another checkpoint.") from None
 
+    def check_sizes(self, commit: Commit) -> None:
+        """The quick half of `verify`: raises InvalidCommit if a file is missing or has another size than promised."""
+        sizes = self.store.find(commit.folder)
+        for file in commit.files:
+            found = sizes.get(f"{commit.folder}/{file.name}")
+            if found != file.bytes:
+                what = "is missing" if found is None else f"has {found} bytes, the manifest says {file.bytes}"
+                raise InvalidCommit(f"{file.name} {what}")
+
     def verify(self, commit: Commit) -> None:
         """Read a commit back from the store; raises InvalidCommit unless every byte is as promised."""
-        self._read_state(self._read_manifest(commit.folder))
+        self._read_state(self.read_manifest(commit.folder))
 
-    # ---- inside
+    def record_scores(self, iteration: int, scores: Mapping[str, float]) -> None:
+        """Note metrics beside the newest commit of an iteration, if there is one, for `checkpoint.keep_best`."""
+        for commit in self.commits():
+            if commit.iteration == iteration:
+                self.store.put(f"{commit.folder}/{SCORES}", (json.dumps(dict(scores), indent=2) + "\n").encode())
+                return
 
-    def _folders(self) -> dict[str, dict[str, int]]:
+    def scores(self, metric: str) -> dict[str, float]:
+        """For every checkpoint folder that has been given it: the value of a metric."""
+        found: dict[str, float] = {}
+        for folder, files in self.folders().items():
+            if SCORES in files:
+                with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
+                    value = float(json.loads(self.store.get(f"{folder}/{SCORES}"))[metric])
+                    if math.isfinite(value):
+                        found[folder] = value
+        return found
+
+    def folders(self) -> dict[str, dict[str, int]]:
         """Every attempt's folder with its objects and their sizes; foreign files and folders are not among them."""
         folders: dict[str, dict[str, int]] = {}
         for path, size in self.store.find().items():
@@ -225,9 +287,19 @@ class CheckpointStore:
                 folders.setdefault(folder, {})[name] = size
         return folders
 
+    def remove(self, folder: str) -> None:
+        """Delete one attempt, its manifest first: from that moment it does not exist any more."""
+        for path in sorted(self.store.find(folder), key=lambda path: not path.endswith(f"/{MANIFEST}")):
+            self.reached(f"before delete of {path.rpartition('/')[2]}")
+            self.store.delete([path])
+            self.reached(f"after delete of {path.rpartition('/')[2]}")
+        self.store.delete_folder(folder)
+
+    # ---- inside
+
     def _candidates(self, iteration: int | None) -> list[str]:
         """Folders of committed checkpoints in the order in which they are to be tried."""
-        committed = {folder: files for folder, files in self._folders().items() if MANIFEST in files}
+        committed = {folder: files for folder, files in self.folders().items() if MANIFEST in files}
         if iteration is not None:
             committed = {
                 folder: files for folder, files in committed.items() if _attempt(folder).iteration == iteration
@@ -254,7 +326,8 @@ class CheckpointStore:
                 continue
         return result
 
-    def _read_manifest(self, folder: str) -> Commit:
+    def read_manifest(self, folder: str) -> Commit:
+        """The commit of a folder; raises InvalidCommit, or NewerFormat."""
         try:
             content = self.store.get(f"{folder}/{MANIFEST}")
         except FileNotFoundError:
@@ -300,14 +373,6 @@ class CheckpointStore:
             self.store.put(f"{folder}/{REJECTED}", (json.dumps(note) + "\n").encode())
         except Exception as error:
             logger.warning("checkpoint %s could not be marked: %s", self.store.describe(folder), error)
-
-    def _remove(self, folder: str, names: Sequence[str] | None = None) -> None:
-        """Delete one attempt, its manifest first: from that moment it does not exist any more."""
-        paths = sorted(self.store.find(folder), key=lambda path: not path.endswith(f"/{MANIFEST}"))
-        for path in paths:
-            self._reached(f"before delete of {path}")
-            self.store.delete([path])
-        self.store.delete_folder(folder)
 
 
 def _attempt(folder: str) -> Attempt:
