@@ -1,0 +1,122 @@
+"""The experiment's configuration: the components' own settings, composed, loaded, printed and saved."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from data_pipeline.stream import DataConfig
+from trainer.checkpoint import CheckpointConfig
+from trainer.ema import EmaConfig
+from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
+from trainer.objectives import ObjectiveConfig
+from trainer.player import OptimizerConfig
+from trainer.schedule import ScheduleConfig
+from trainer.settings import apply_overrides, describe, read_yaml, validate
+
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RunConfig:
+    """The run: where it lives, how long it is, how often it does what."""
+
+    dir: str
+    """Folder of the run: config.yaml, checkpoints/, tensorboard/, samples/, metrics.jsonl, log.txt."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Together with the settings and the data it determines the whole training."""
+    iterations: Annotated[int, Field(ge=1)] = 450_000
+    """Generator updates in the run."""
+    dry_run: bool = False
+    """Print the resolved settings, sizes, batch arithmetic, stages and costs, and exit; needs no data and no GPU."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: go on from the newest commit in `run.dir`; `never`: refuse a folder that holds one."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10_000
+    """Iterations between two checkpoints (one is also written at the end and when the run is asked to stop)."""
+    log_every: Annotated[int, Field(ge=1)] = 100
+    """Iterations between two status lines and points in TensorBoard."""
+    sample_every: Annotated[int, Field(ge=0)] = 5_000
+    """Iterations between two grids of samples; 0: none."""
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    """Iterations between two measurements of the class accuracy inside the run; 0: none. Needs `evaluation.classifier`."""
+    heartbeat_every: Annotated[int, Field(ge=0)] = 1_000
+    """Iterations between two checks that all processes hold the same parameters, bit for bit; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BatchConfig:
+    """Batch sizes per replica, a logical data-parallel worker; the number of processes does not matter."""
+
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Replicas: each has its own stream of real samples, its own noise and its own batch-norm batch."""
+    real_per_replica: Annotated[int, Field(ge=1)] = 64
+    """Real images, and as many generated ones, in one discriminator step of one replica."""
+    generated_per_replica: Annotated[int, Field(ge=1)] = 128
+    """Generated images in the generator's step of one replica (`n_gen_samples` of the official code)."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class EvaluationConfig:
+    """Measurements inside the run."""
+
+    classifier: str | None = None
+    """Weights written by `python -m trainer.train_classifier`, which judge the class of generated images."""
+    samples: Annotated[int, Field(ge=1)] = 1_000
+    """Generated images for one measurement, the classes in turn."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Config:
+    """One complete experiment."""
+
+    run: RunConfig
+    data: DataConfig
+    batch: BatchConfig
+    model: ModelConfig
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    objective: ObjectiveConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig = EmaConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self) -> None:
+        last = self.schedule.stages[-1].until
+        if last < self.run.iterations:
+            raise ValueError(
+                f"schedule.stages: the last stage ends at {last}, before run.iterations = {self.run.iterations}; "
+                f"add a stage, or set run.iterations to at most {last}"
+            )
+        if self.run.evaluate_every and self.evaluation.classifier is None:
+            raise ValueError(
+                "evaluation.classifier: is not set, but run.evaluate_every asks for measurements; give the weights that "
+                "`python -m trainer.train_classifier` wrote, or set run.evaluate_every to 0"
+            )
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """The experiment of the YAML at `path` with `--section.key value` overrides; raises `SettingError`."""
+    tree, origins = read_yaml(path)
+    apply_overrides(tree, origins, overrides)
+    return validate(Config, tree, origins)
+
+
+def as_tree(config: Config) -> dict[str, Any]:
+    """The resolved settings as plain values, every default written out."""
+    tree: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
+    return tree
+
+
+def as_yaml(config: Config) -> str:
+    """The resolved settings as YAML; `load_config` of it gives the same configuration."""
+    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def help_text() -> str:
+    """All settings, one a line: name, type, default, meaning."""
+    lines = [f"  --{s.name} ({s.kind}; {s.default})\n      {s.help}".rstrip() for s in describe(Config)]
+    return "Settings (in the YAML, or on the command line as --section.key value):\n" + "\n".join(dict.fromkeys(lines))

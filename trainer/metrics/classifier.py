@@ -1,0 +1,128 @@
+"""A small convolutional classifier for small images, trained by us on real images, that judges generated ones."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from data_pipeline.stream import DataConfig, open_stream
+from trainer import noise
+from trainer.errors import TrainerError
+from trainer.images import normalise
+from trainer.launch import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class ClassifierInfo:
+    """What the weights file says of itself."""
+
+    resolution: int
+    image_channels: int
+    class_names: tuple[str, ...]
+    width: int
+    fingerprint: str
+    """Of the shards it was trained on."""
+    test_accuracy: float
+
+
+class SmallClassifier(nn.Module):
+    """Three convolutions, the first two with stride 2, and a linear layer: images [n, c, h, w] -> logits [n, classes]."""
+
+    def __init__(self, image_channels: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = image_channels
+        for number, stride in enumerate((2, 2, 1)):
+            after = width * 2**number
+            layers += [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            before = after
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Linear(before, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, classes]."""
+        features = self.layers(images).mean((2, 3))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def train_classifier(
+    train_shards: str, test_shards: str, *, epochs: int, seed: int, width: int = 32, batch_size: int = 128
+) -> tuple[SmallClassifier, ClassifierInfo]:
+    """Train on one set of shards and measure the accuracy on another: Adam, one-cycle rate up to 3e-3, no augmentation."""
+    torch.manual_seed(noise.key(seed, "classifier"))
+    keep_freed_memory()
+    with open_stream(DataConfig(shards=train_shards), seed=seed, replicas=1, held=[0], batch_size=batch_size) as stream:
+        manifest = stream.manifest
+        model = SmallClassifier(manifest.channels, len(manifest.class_names), width)
+        steps = epochs * (manifest.samples // batch_size)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(steps, 2))
+        for _ in range(steps):
+            images, labels, _positions = next(stream)
+            loss = functional.cross_entropy(model(normalise(images[0])), labels[0])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            rate.step()
+    model.eval()
+    right = total = 0
+    for images, labels in one_epoch(test_shards, batch_size):
+        right += int((predict(model, images) == labels).sum())
+        total += len(labels)
+    info = ClassifierInfo(
+        manifest.resolution, manifest.channels, manifest.class_names, width, manifest.fingerprint, right / total
+    )
+    return model, info
+
+
+def one_epoch(shards: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every sample of the shards once: images [n, c, h, w] in [-1, 1), labels [n]; the last batch may be smaller."""
+    with open_stream(DataConfig(shards=shards), seed=0, replicas=1, held=[0], batch_size=batch_size) as stream:
+        left = stream.manifest.samples
+        while left:
+            images, labels, _positions = next(stream)
+            count = min(left, batch_size)
+            yield normalise(images[0, :count]), labels[0, :count].clone()
+            left -= count
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor) -> Tensor:
+    """The most probable class of each image [n, c, h, w] in [-1, 1]: int64 [n]."""
+    classes: Tensor = model(images).argmax(1)
+    return classes
+
+
+def save_classifier(path: Path, model: SmallClassifier, info: ClassifierInfo) -> None:
+    """Weights as safetensors, with `info` in the header."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    save_file(model.state_dict(), temporary, metadata={"menagerie_classifier": json.dumps(asdict(info))})
+    temporary.replace(path)
+
+
+def load_classifier(path: str) -> tuple[SmallClassifier, ClassifierInfo]:
+    """Read what `save_classifier` wrote, in evaluation mode. Raises `TrainerError`."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("menagerie_classifier")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise TrainerError(
+            f"evaluation.classifier: cannot read {path} ({error}); make it with "
+            "`python -m trainer.train_classifier TRAIN_SHARDS TEST_SHARDS --out FILE`"
+        ) from None
+    if text is None:
+        raise TrainerError(f"evaluation.classifier: {path} was not written by `python -m trainer.train_classifier`")
+    fields = json.loads(text)
+    info = ClassifierInfo(**{**fields, "class_names": tuple(fields["class_names"])})
+    model = SmallClassifier(info.image_channels, len(info.class_names), info.width)
+    model.load_state_dict(state)
+    return model.eval(), info

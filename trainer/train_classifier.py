@@ -1,0 +1,35 @@
+"""`python -m trainer.train_classifier TRAIN_SHARDS TEST_SHARDS --out FILE`: the judge for small data sets."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from trainer.commands import run_command
+from trainer.errors import TrainerError
+from trainer.metrics.classifier import save_classifier, train_classifier
+
+
+def main(arguments: list[str]) -> int:
+    """Train, measure on the test shards, write the weights."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.train_classifier", description=__doc__)
+    parser.add_argument("train_shards", help="shards of the real training images")
+    parser.add_argument("test_shards", help="shards of the real test images, for the accuracy that is printed and kept")
+    parser.add_argument("--out", required=True, type=Path, help="where to write the weights (safetensors)")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minimum", type=float, default=0.0, help="least test accuracy; below it nothing is written")
+    options = parser.parse_args(arguments)
+    model, info = train_classifier(options.train_shards, options.test_shards, epochs=options.epochs, seed=options.seed)
+    print(f"accuracy of the classifier on {options.test_shards}: {info.test_accuracy:.2%}")
+    if info.test_accuracy < options.minimum:
+        raise TrainerError(
+            f"--minimum: the classifier reached {info.test_accuracy:.2%} on real test images, less than "
+            f"{options.minimum:.0%}; raise --epochs"
+        )
+    save_classifier(options.out, model, info)
+    print(f"written: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
