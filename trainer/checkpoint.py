@@ -116,7 +116,9 @@ class CheckpointStore:
         Raises RestartLoop when the last `restart_limit` starts came to nothing.
         """
         committed = {_attempt(folder).writer for folder, files in self.folders().items() if MANIFEST in files}
+        self.reached("before lease")
         self.lease = acquire(self.store, committed, restart_limit=self.config.restart_limit)
+        self.reached("after lease")
         return self.lease
 
     def release(self, reason: str, iteration: int) -> None:
