@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H = W the resolution, K classes, Z latent dimension
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from trainer.models.conditioning import (
     ProjectionConfig,
     build_conditioning,
 )
+from trainer.models.config import ModelConfig
 from trainer.models.layers import (
     SQRT2,
     BatchNorm2d,
@@ -33,9 +34,6 @@ from trainer.models.layers import (
     glorot_uniform,
     upsample,
 )
-
-if TYPE_CHECKING:
-    from trainer.models.config import ModelConfig
 
 # Width multipliers: of the bottom map and of every block's output.
 GENERATOR_FORMS = {32: (1, 1, 1, 1), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1)}
@@ -110,7 +108,7 @@ class GeneratorBlock(nn.Module):
 class ResNetGenerator(nn.Module):
     """Linear -> blocks, each doubling the map -> batch norm -> ReLU -> conv3x3 -> tanh."""
 
-    def __init__(self, config: ResNetGeneratorConfig, model: "ModelConfig") -> None:
+    def __init__(self, config: ResNetGeneratorConfig, model: ModelConfig) -> None:
         super().__init__()
         widths = [config.channels * m for m in _generator_multipliers(config, model.resolution)]
         self.bottom_width = config.bottom_width
@@ -169,7 +167,7 @@ class DiscriminatorBlock(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Blocks -> ReLU -> global sum -> linear, with a conditioning; spectral norm on every weight."""
 
-    def __init__(self, config: ResNetDiscriminatorConfig, model: "ModelConfig") -> None:
+    def __init__(self, config: ResNetDiscriminatorConfig, model: ModelConfig) -> None:
         super().__init__()
         multipliers, halvings, head_bias = _discriminator_form(config, model.resolution)
         widths = [config.channels * m for m in multipliers]

@@ -5,6 +5,7 @@ from typing import Annotated, Protocol
 from pydantic import Field
 from torch import Tensor
 
+from trainer.models import DiscriminatorConfig, ModelConfig, has_batch_norm, has_class_logits
 from trainer.objectives.adversarial import (
     ACGANConfig,
     ACGANObjective,
@@ -28,6 +29,7 @@ __all__ = [
     "ObjectiveConfig",
     "RealAndLatents",
     "build_objective",
+    "check_objective",
 ]
 
 
@@ -46,3 +48,24 @@ class Objective(Protocol):
 def build_objective(config: AdversarialConfig | ACGANConfig) -> Objective:
     """The objective that `config` names."""
     return ACGANObjective(config) if isinstance(config, ACGANConfig) else AdversarialObjective(config)
+
+
+def check_objective(
+    objective: AdversarialConfig | ACGANConfig, discriminator: DiscriminatorConfig, model: ModelConfig
+) -> None:
+    """Raise ValueError, beginning with the setting, where the objective and the discriminator do not fit together."""
+    classifies = has_class_logits(discriminator) and model.classes > 0
+    if objective.name == "acgan" and not classifies:
+        raise ValueError(
+            "objective.name: acgan needs a discriminator that classifies and this one does not; set "
+            "discriminator.conditioning.name to acgan, and model.classes to the number of classes"
+        )
+    if objective.name != "acgan" and classifies:
+        raise ValueError(
+            f"objective.name: {objective.name} would leave the discriminator's classifier untrained; set it to acgan"
+        )
+    if objective.passes == "joint" and has_batch_norm(discriminator):
+        raise ValueError(
+            "objective.passes: joint would mix real and generated images in the discriminator's batch norm; "
+            "set it to separate"
+        )

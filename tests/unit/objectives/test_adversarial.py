@@ -5,8 +5,18 @@ import torch
 from torch import nn
 
 from trainer.errors import SettingError
-from trainer.models.conditioning import DiscriminatorOutput
-from trainer.objectives import ACGANConfig, AdversarialConfig, Latents, RealAndLatents, build_objective
+from trainer.models import ModelConfig
+from trainer.models.conditioning import AuxiliaryClassifierConfig, DiscriminatorOutput
+from trainer.models.dcgan import DCGANDiscriminatorConfig
+from trainer.models.resnet import ResNetDiscriminatorConfig
+from trainer.objectives import (
+    ACGANConfig,
+    AdversarialConfig,
+    Latents,
+    RealAndLatents,
+    build_objective,
+    check_objective,
+)
 from trainer.objectives.adversarial import GradientPenaltyConfig, R1Config
 from trainer.objectives.losses import LOSSES, classification
 
@@ -130,3 +140,21 @@ def test_gradient_penalty_and_drift_are_added_with_their_weights():
     )
     out["loss"].backward()
     assert D.linear.weight.grad.any()
+
+
+def test_objective_and_discriminator_must_fit():
+    model, unconditional = ModelConfig(resolution=32, classes=3), ModelConfig(resolution=32, classes=0)
+    projection, dcgan = ResNetDiscriminatorConfig(), DCGANDiscriminatorConfig()
+    acgan = ResNetDiscriminatorConfig(conditioning=AuxiliaryClassifierConfig())
+    check_objective(AdversarialConfig(), projection, model)
+    check_objective(ACGANConfig(passes="joint"), acgan, model)
+    check_objective(ACGANConfig(), dcgan, model)
+    check_objective(AdversarialConfig(), dcgan, unconditional)
+    for objective, discriminator, asked, setting in [
+        (ACGANConfig(), projection, model, "objective.name"),
+        (ACGANConfig(), dcgan, unconditional, "objective.name"),
+        (AdversarialConfig(), acgan, model, "objective.name"),
+        (ACGANConfig(passes="joint"), dcgan, model, "objective.passes"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{setting}: "):
+            check_objective(objective, discriminator, asked)
