@@ -8,7 +8,7 @@ store is tried again with growing pauses; it ends the run only when no save has 
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -70,8 +70,16 @@ class _Job(NamedTuple):
 class Saver:
     """The asynchronous writer of one run's checkpoints, in the process that holds the lease. A context manager."""
 
-    def __init__(self, checkpoints: CheckpointStore, *, durable_iteration: int | None = None) -> None:
+    def __init__(
+        self,
+        checkpoints: CheckpointStore,
+        *,
+        durable_iteration: int | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`durable_iteration`: that of the commit resumed from; `before`: called in the thread ahead of every write."""
         self._checkpoints = checkpoints
+        self._before = before
         self._config = checkpoints.config
         self._buffers: dict[str, torch.Tensor] = {}
         self._state = threading.Condition()
@@ -221,6 +229,7 @@ class Saver:
 
     def _write(self, job: _Job) -> None:
         check_finite(job.tensors, job.iteration, self._durable)
+        self._before()
         commit = self._commit(job)
         with self._state:
             if commit is not None:

@@ -38,6 +38,11 @@ class Store:
         self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
         self.local = isinstance(self._fs, LocalFileSystem)
 
+    @property
+    def root(self) -> str:
+        """The folder as the file system knows it, without the protocol."""
+        return str(self._root)
+
     def below(self, folder: str) -> "Store":
         """The store whose root is `folder` in this one."""
         return Store(f"{self.url}/{folder}")
