@@ -7,15 +7,6 @@ from trainer.errors import SettingError
 
 _ABSENT = object()
 
-HARMLESS = (
-    *("run.dir", "run.iterations", "run.dry_run", "run.resume", "run.allow_changed", "run.initialize_from"),
-    *("run.checkpoint_every", "run.log_every", "run.sample_every", "run.evaluate_every", "run.heartbeat_every"),
-    *("data.shards", "data.cache_dir", "data.cache_bytes", "data.fetch_deadline", "data.fetch_request_timeout"),
-    *("data.decode_threads", "data.prefetch_batches", "checkpoint", "evaluation"),
-)
-"""Settings of trainer.config that do not change what is computed. What the shards hold is compared by `check_data`, and
-the end of a run moves nothing before it: learning rates follow `schedule.stages`."""
-
 
 class Change(NamedTuple):
     """One setting that differs between the commit and now."""

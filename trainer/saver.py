@@ -50,6 +50,15 @@ class SaverStatus(NamedTuple):
     saves: int
     failures: int
 
+    def note(self) -> str:
+        """For the end of a status line: the age of the last durable commit, and what is under way."""
+        kept = (
+            f"of {self.durable_iteration:,}, {self.age:.0f} s old" if self.durable_iteration is not None else "none yet"
+        )
+        state = ", postponed" if self.postponed else ", saving" if self.busy else ""
+        failed = f", {self.failures} failed writes" if self.failures else ""
+        return f"checkpoint {kept}{state}{failed}"
+
     def scalars(self) -> dict[str, float]:
         """The same as named numbers."""
         return {
