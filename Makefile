@@ -28,3 +28,37 @@ lint: setup  ## ruff, mypy and the import contract
 	ruff format --check .
 	mypy
 	lint-imports
+
+test: setup  ## lint, types, import contract, and the tests (minutes)
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest -m "not slow" -n 2 --dist loadgroup tests
+
+proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=word picks
+	python -m tests.proofs $(ONLY)
+
+FASHION := data/fashion32
+demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in a quarter of an hour
+	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
+	    trainer/main.py configs/fashion32_projection.yaml
+	python -m trainer.evaluate runs/fashion32_projection --classifier $(FASHION)/classifier.safetensors
+	@echo
+	@echo "samples:      runs/fashion32_projection/samples/"
+	@echo "curves:       .venv/bin/tensorboard --logdir runs/fashion32_projection/tensorboard"
+	@echo "checkpoints:  .venv/bin/python -m trainer.checkpoint list runs/fashion32_projection"
+
+# bf16 where the CPU multiplies it in hardware: about twice as fast, and as good (see README).
+DEMO_PRECISION = $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no)
+
+data/fashion-mnist/.complete: | setup
+	@cluster/packages.sh dataset-fashion-mnist
+	python -m data_pipeline.fashion_mnist data/fashion-mnist
+	touch $@
+
+$(FASHION)/train/manifest.json $(FASHION)/test/manifest.json: $(FASHION)/%/manifest.json: data/fashion-mnist/.complete
+	python -m data_pipeline.make_shards idx data/fashion-mnist $(FASHION)/$* --split $*
+
+$(FASHION)/classifier.safetensors: $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json
+	python -m trainer.train_classifier $(FASHION)/train $(FASHION)/test --out $@ --epochs 2 --minimum 0.9

@@ -32,7 +32,9 @@ class RunConfig:
     dry_run: bool = False
     """Print the resolved settings, sizes, batch arithmetic, stages and costs, and exit; needs no data and no GPU."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto`: go on from the newest commit in `run.dir`; `never`: refuse a folder that holds one."""
+    """`auto`: go on from the newest checkpoint in `run.dir`; `never`: refuse a folder that holds one."""
+    allow_changed: tuple[str, ...] = ()
+    """Settings that may differ from those that the run's checkpoints were made with, though they change the science."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10_000
     """Iterations between two checkpoints (one is also written at the end and when the run is asked to stop)."""
     log_every: Annotated[int, Field(ge=1)] = 100
@@ -55,6 +57,8 @@ class BatchConfig:
     """Real images, and as many generated ones, in one discriminator step of one replica."""
     generated_per_replica: Annotated[int, Field(ge=1)] = 128
     """Generated images in the generator's step of one replica (`n_gen_samples` of the official code)."""
+    dequantize: bool = True
+    """Add U(0, 1/128) to the real images, normalised to x / 128 - 1, as the official code does."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -103,6 +107,11 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     tree, origins = read_yaml(path)
     apply_overrides(tree, origins, overrides)
     return validate(Config, tree, origins)
+
+
+def config_from_tree(tree: dict[str, Any]) -> Config:
+    """The configuration that `as_tree` turned into plain values; raises `SettingError`."""
+    return validate(Config, tree, {})
 
 
 def as_tree(config: Config) -> dict[str, Any]:

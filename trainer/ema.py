@@ -15,8 +15,8 @@ class EmaConfig:
 
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Weight of the old average per iteration, e.g. 0.9999; 0 switches the average off."""
-    start: Annotated[int, Field(ge=0)] = 0
-    """Until this iteration the average is a copy of the weights."""
+    warm_up: bool = True
+    """Use min(decay, (1 + t) / (10 + t)) at iteration t, so that the initial weights are soon forgotten."""
 
 
 class Ema:
@@ -29,11 +29,13 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, iteration: int) -> None:
         """Call after the generator's update of `iteration`."""
-        decay = self.config.decay if iteration >= self.config.start else 0.0
+        decay = self.config.decay
+        if self.config.warm_up:
+            decay = min(decay, (1 + iteration) / (10 + iteration))
         for average, value in zip(self.module.parameters(), module.parameters(), strict=True):
             average.lerp_(value.detach(), 1.0 - decay)
-        for average, value in zip(self.module.buffers(), module.buffers(), strict=True):
-            average.copy_(value)
+        for kept, current in zip(self.module.buffers(), module.buffers(), strict=True):
+            kept.copy_(current)
 
     def state(self) -> dict[str, Tensor]:
         """Logical state: tensors by name."""

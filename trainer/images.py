@@ -11,12 +11,12 @@ from trainer.noise import key
 def normalise(images: Tensor, dequantization: torch.Generator | None = None) -> Tensor:
     """uint8 [n, h, w, c] -> float32 [n, c, h, w] in [-1, 1): x / 128 - 1 + U(0, 1/128) (official datasets/imagenet.py).
 
-    Without a generator nothing is added (values in [-1, 0.993]).
+    Without a generator nothing is added (values in [-1, 0.993]). The memory stays channels-last.
     """
-    scaled = images.permute(0, 3, 1, 2).float() / 128.0 - 1.0
+    scaled = images.float() / 128.0 - 1.0
     if dequantization is not None:
         scaled += torch.rand(scaled.shape, generator=dequantization, device=scaled.device) / 128.0
-    return scaled.contiguous()
+    return scaled.permute(0, 3, 1, 2)
 
 
 def flip_half(images: Tensor, positions: Tensor, seed: int, replica: int) -> Tensor:

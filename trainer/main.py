@@ -9,7 +9,7 @@ from pathlib import Path
 # `accelerate launch trainer/main.py` puts trainer/ first on sys.path; the packages lie one folder above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.commands import run_command
+from trainer.commands import run_command  # noqa: E402
 
 USAGE = """usage: accelerate launch [--config_file cluster/launch/NAME.yaml] trainer/main.py CONFIG [--section.key value ...]
        python trainer/main.py CONFIG [--section.key value ...]        (one process)

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.errors import CheckpointError
 from trainer.launch import Launch
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class AdamConfig:
@@ -51,14 +53,15 @@ class Player:
     def __init__(self, name: str, module: nn.Module, config: AdamConfig, launch: Launch) -> None:
         self.name = name
         self.config = config
-        self.module = module.to(launch.device)
+        # The layout that convolutions are fastest in; names, shapes and checkpoints do not know of it.
+        self.module = module.to(device=launch.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = self.module
         if launch.strategy == "ddp":
             # Buffers are not synchronised: what a pass changes does not depend on the process (models/replicas.py).
             self.network = DistributedDataParallel(
                 self.module,
                 device_ids=[launch.local_rank] if launch.device.type == "cuda" else None,
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 gradient_as_bucket_view=True,
             )
         self.optimizer = torch.optim.Adam(
@@ -92,7 +95,7 @@ class Player:
         state = {f"{self.name}/{key}": value for key, value in self.module.state_dict().items()}
         for key, parameter in self.module.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
-            for moment in ("exp_avg", "exp_avg_sq"):
+            for moment in MOMENTS:
                 state[f"{self.name}.adam/{moment}/{key}"] = moments.get(moment, torch.zeros_like(parameter))
         state[f"{self.name}.adam/step"] = torch.tensor(self.steps)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
@@ -106,11 +109,12 @@ class Player:
             for key, value in self.module.state_dict().items():
                 value.copy_(mine[f"{self.name}/{key}"])
         for key, parameter in self.module.named_parameters():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.steps), device=parameter.device),
-                "exp_avg": mine[f"{self.name}.adam/exp_avg/{key}"].to(parameter.device, copy=True),
-                "exp_avg_sq": mine[f"{self.name}.adam/exp_avg_sq/{key}"].to(parameter.device, copy=True),
-            }
+            # `zeros_like` keeps the parameter's memory layout, which the fused kernel relies on.
+            moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+            for name, moment in moments.items():
+                moment.copy_(mine[f"{self.name}.adam/{name}/{key}"])
+            step = torch.tensor(float(self.steps), device=parameter.device)
+            self.optimizer.state[parameter] = {"step": step, **moments}
 
 
 def check_names(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:

@@ -97,7 +97,7 @@ def _sentence(kind: type, tree: Tree, origins: Origins, problem: Tree) -> str:
     name = ".".join(_path(tree, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and ":" in message and " " not in message.split(":")[0]:
-        return message  # a cross-check of ours: it begins with the setting itself
+        return str(message)  # a cross-check of ours: it begins with the setting itself
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         choices = problem["ctx"].get("expected_tags", "")
         found = f"is {problem['ctx']['tag']!r}" if "tag" in problem["ctx"] else "is missing"

@@ -21,7 +21,7 @@ def generate(
     was_training = module.training
     module.eval()
     images = []
-    for number, part in enumerate(labels.split(CHUNK)):
+    for number, part in enumerate(torch.split(labels, CHUNK)):
         source = noise.generator(seed, "evaluation", number)
         latents = noise.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)[: len(part)]
         with torch.no_grad():
@@ -53,7 +53,7 @@ class GeneratedAccuracy:
         """The accuracy of each class [classes], over `samples` images with the classes in turn."""
         labels = torch.arange(samples) % self.model.classes
         images = generate(module, self.model, labels, seed, self.device)
-        found = torch.cat([predict(self.classifier, part) for part in images.split(500)]).cpu()
+        found = torch.cat([predict(self.classifier, part) for part in torch.split(images, 500)]).cpu()
         right = torch.zeros(self.model.classes).index_add_(0, labels, (found == labels).float())
         return right / torch.bincount(labels, minlength=self.model.classes).clamp(min=1)
 

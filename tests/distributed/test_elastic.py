@@ -1,0 +1,90 @@
+"""The number of processes belongs to the launch: the same experiment on 1, 2 and 3 processes."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.stream import open_stream
+from trainer.config import load_config
+from trainer.draws import discriminator_draws, latents_of
+from trainer.launch import Launch
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def launch(rank: int, world_size: int) -> Launch:
+    strategy = "ddp" if world_size > 1 else "single"
+    return Launch(rank, world_size, 0, torch.device("cpu"), "fp32", strategy)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_the_draws_do_not_depend_on_the_process_count(tiny: Callable[..., Path], world_size: int) -> None:
+    """Real images, labels and latents of every replica: the same bytes, whichever process holds it."""
+    config = load_config(str(tiny()), ["--batch.replicas", "4", "--data.horizontal_flip", "true"])
+
+    def draws(rank: int, world: int) -> list[torch.Tensor]:
+        here = launch(rank, world)
+        held = here.held_replicas(4)
+        with open_stream(config.data, seed=3, replicas=4, held=held, batch_size=4, first_batch=5 * 2) as stream:
+            tensors = []
+            for iteration in range(5, 8):
+                steps = list(zip(*discriminator_draws(config, here, stream, iteration), strict=True))
+                for replica, own in zip(held, steps, strict=True):
+                    tensors.append(torch.cat([tensor.flatten().float() for batch in own for tensor in batch]))
+                    tensors.append(latents_of(config, here, iteration, 0, replica, 6).latents)
+            return tensors
+
+    whole = draws(0, 1)
+    parts = [draws(rank, world_size) for rank in range(world_size)]
+    per_iteration = [
+        tensor
+        for iteration in range(3)
+        for rank in range(world_size)
+        for tensor in parts[rank][
+            iteration * 2 * len(launch(rank, world_size).held_replicas(4)) : (iteration + 1)
+            * 2
+            * len(launch(rank, world_size).held_replicas(4))
+        ]
+    ]
+    assert len(whole) == len(per_iteration) == 3 * 4 * 2
+    assert all(torch.equal(a, b) for a, b in zip(whole, per_iteration, strict=True))
+
+
+def test_losses_agree_on_1_2_and_3_processes(tiny: Callable[..., Path], tmp_path: Path, command: Command) -> None:
+    """20 iterations of 4 replicas; 3 processes hold 2 + 1 + 1. Only the order of summation may differ.
+
+    With the usual epsilon Adam turns the rounding noise of gradients that are truly 0 (biases in front of batch norm) into
+    steps as large as the learning rate, and a real difference could hide behind that; a large epsilon prevents it.
+    """
+    curves = {}
+    adam = {"epsilon": 1e-3, "learning_rate": 1e-3}
+    for processes in (1, 2, 3):
+        path = tiny(
+            f"on{processes}",
+            run={"iterations": 20, "checkpoint_every": 20, "heartbeat_every": 5},
+            batch={"replicas": 4, "real_per_replica": 4, "generated_per_replica": 4},
+            optimizer={"generator": adam, "discriminator": adam},
+        )
+        done = command(path, processes=processes)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / f"on{processes}" / "metrics.jsonl").read_text().splitlines()
+        curves[processes] = [json.loads(line) for line in lines]
+    assert [record["iteration"] for record in curves[1]] == list(range(1, 21))
+    for processes in (2, 3):
+        for one, several in zip(curves[1], curves[processes], strict=True):
+            for name in ("loss/discriminator", "loss/generator", "score/real", "score/fake"):
+                assert several[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), (
+                    processes,
+                    one["iteration"],
+                    name,
+                )
+
+
+def test_more_processes_than_replicas_is_refused(tiny: Callable[..., Path], command: Command) -> None:
+    done = command(tiny(), processes=3)
+    assert done.returncode != 0
+    assert "batch.replicas: is 2, but the launch started 3 processes" in done.stderr

@@ -1,0 +1,84 @@
+"""The optimizer's step against formulas, and the logical state."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trainer.errors import CheckpointError
+from trainer.launch import Launch
+from trainer.player import AdamConfig, Player
+
+LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 4 * 4, 1))
+
+
+@pytest.mark.parametrize("placement", ["outside_correction", "inside_correction"])
+def test_adam_against_its_formula(placement: str) -> None:
+    """Chainer's and PyTorch's Adam in float64; an epsilon as large as the gradients, so that its place matters."""
+    config = AdamConfig(learning_rate=0.1, beta1=0.5, beta2=0.9, epsilon=0.3, epsilon_placement=placement)
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3, bias=False).double()
+    weight = module.weight.detach().numpy().copy()
+    player = Player("p", module, config, LAUNCH)
+    m, v = np.zeros_like(weight), np.zeros_like(weight)
+    for t, factor in enumerate((1.0, 0.5, 0.25, 1.0), start=1):
+        x = torch.randn(5, 4, dtype=torch.float64)
+        gradient = 2 * (weight @ x.numpy().T) @ x.numpy()
+        player.step(module(x).square().sum(), factor)
+        m = 0.5 * m + 0.5 * gradient
+        v = 0.9 * v + 0.1 * gradient**2
+        rate, first, second = 0.1 * factor, 1 - 0.5**t, 1 - 0.9**t
+        if placement == "outside_correction":
+            weight -= rate * np.sqrt(second) / first * m / (np.sqrt(v) + 0.3)
+        else:
+            weight -= rate * (m / first) / (np.sqrt(v / second) + 0.3)
+        np.testing.assert_allclose(module.weight.detach().numpy(), weight, rtol=1e-10)
+
+
+def test_a_loaded_player_goes_on_bit_for_bit() -> None:
+    def step(player: Player, number: int) -> None:
+        torch.manual_seed(100 + number)
+        player.step(player.module(torch.randn(6, 2, 6, 6)).square().mean(), 1.0)
+
+    straight = Player("p", network(), AdamConfig(), LAUNCH)
+    for number in range(4):
+        step(straight, number)
+    first = Player("p", network(), AdamConfig(), LAUNCH)
+    for number in range(2):
+        step(first, number)
+    second = Player("p", network(seed=9), AdamConfig(), LAUNCH)
+    second.load({name: tensor.clone() for name, tensor in first.state().items()})
+    for number in range(2, 4):
+        step(second, number)
+    expected, found = straight.state(), second.state()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert int(found["p.adam/step"]) == 4
+
+
+def test_a_state_of_another_model_is_refused_by_name() -> None:
+    player = Player("p", network(), AdamConfig(), LAUNCH)
+    state = player.state()
+    for change, message in (
+        ({"p/0.weight": None}, "lacks the tensor p/0.weight"),
+        ({"p/new": torch.zeros(1)}, "has a tensor p/new that this model lacks"),
+        ({"p/0.bias": torch.zeros(7)}, r"p/0.bias has shape \[7\] in the checkpoint and \[3\] in this model"),
+    ):
+        changed = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
+        with pytest.raises(CheckpointError, match=message):
+            player.load(changed)
+
+
+def test_frozen_gives_gradients_to_inputs_only() -> None:
+    player = Player("p", network(), AdamConfig(), LAUNCH)
+    x = torch.randn(2, 2, 6, 6, requires_grad=True)
+    with player.frozen() as bare:
+        bare(x).sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in player.module.parameters())

@@ -1,0 +1,62 @@
+"""The explicit draws of an iteration, made from the keys: functions of (seed, iteration, sub-step, replica)."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from data_pipeline.stream import Stream
+from trainer import noise
+from trainer.config import Config
+from trainer.images import flip_half, normalise
+from trainer.launch import Launch
+from trainer.objectives import Latents, RealAndLatents
+
+
+def latents_of(config: Config, launch: Launch, iteration: int, sub_step: int, replica: int, count: int) -> Latents:
+    """Latents and labels of one replica: sub-step 0 is the generator's step, k >= 1 the k-th discriminator step."""
+    model, seed = config.model, config.run.seed
+    latents = noise.draw_latents(
+        noise.generator(seed, "latents", iteration, sub_step, replica),
+        count,
+        model.latent_dim,
+        model.latent_distribution,
+    )
+    labels = noise.draw_labels(noise.generator(seed, "labels", iteration, sub_step, replica), count, model.classes)
+    return Latents(latents.to(launch.device), labels.to(launch.device))
+
+
+def generator_draws(config: Config, launch: Launch, iteration: int) -> list[Latents]:
+    """The draws of the generator's step, for each replica of this process."""
+    count = config.batch.generated_per_replica
+    held = launch.held_replicas(config.batch.replicas)
+    return [latents_of(config, launch, iteration, 0, replica, count) for replica in held]
+
+
+def discriminator_draws(
+    config: Config, launch: Launch, stream: Stream, iteration: int
+) -> Iterator[Sequence[RealAndLatents]]:
+    """For each discriminator step the draws of this process's replicas: real images, labels, latents, labels.
+
+    The stream stands at the iteration's first batch; every step takes one batch from it.
+    """
+    seed, batch = config.run.seed, config.batch
+    held = launch.held_replicas(batch.replicas)
+    for sub_step in range(1, config.schedule.discriminator_steps + 1):
+        images, labels, positions = next(stream)
+        draws = []
+        for row, replica in enumerate(held):
+            source = None
+            if batch.dequantize:
+                source = noise.generator(seed, "dequantization", iteration, sub_step, replica, launch.device)
+            real = normalise(images[row].to(launch.device), source)
+            if config.data.horizontal_flip:
+                real = flip_half(real, positions[row], seed, replica)
+            fake = latents_of(config, launch, iteration, sub_step, replica, batch.real_per_replica)
+            real_labels = labels[row].to(launch.device, copy=True)
+            draws.append(RealAndLatents(real, real_labels, fake.latents, fake.labels))
+        yield draws
+
+
+def seed_layers(config: Config, iteration: int, sub_step: int, replica: int) -> None:
+    """Seed torch's default generators, for layers that draw inside a forward pass (dropout, activation noise)."""
+    torch.manual_seed(noise.key(config.run.seed, "layers", iteration, sub_step, replica))

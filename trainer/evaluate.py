@@ -1,0 +1,51 @@
+"""`python -m trainer.evaluate RUN --classifier FILE`: the class accuracy of a run's generated images, per class."""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from trainer.commands import run_command
+from trainer.metrics.accuracy import GeneratedAccuracy
+from trainer.runs import load_generator
+
+
+def main(arguments: list[str]) -> int:
+    """Print a table and append one JSON record to RUN/measurements.jsonl."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--classifier", required=True, help="weights written by python -m trainer.train_classifier")
+    parser.add_argument("--iteration", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--samples", type=int, default=2_000, help="generated images, the classes in turn")
+    parser.add_argument("--seed", type=int, default=0, help="of the latents")
+    options = parser.parse_args(arguments)
+    trained = load_generator(options.run, options.iteration)
+    judge = GeneratedAccuracy(options.classifier, trained.config.model)
+    per_class = judge.per_class(trained.module, options.seed, options.samples)
+    accuracy = float(per_class.mean())
+    print(f"class accuracy of {options.samples:,} generated images (iteration {trained.iteration:,}):")
+    for name, value in zip(judge.info.class_names, per_class.tolist(), strict=True):
+        print(f"  {name:16} {value:7.1%}  {'#' * round(40 * value)}")
+    print(f"  {'mean':16} {accuracy:7.1%}   the classifier itself, on real test images: {judge.info.test_accuracy:.1%}")
+    record = {
+        "measure": "class_accuracy",
+        "value": accuracy,
+        "per_class": dict(zip(judge.info.class_names, per_class.tolist(), strict=True)),
+        "samples": options.samples,
+        "seed": options.seed,
+        "iteration": trained.iteration,
+        "moving_average": trained.averaged,
+        "batch_norm": "running statistics",
+        "classifier_test_accuracy": judge.info.test_accuracy,
+        "classifier_trained_on": judge.info.fingerprint,
+        "state_sha256": trained.state_sha256,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with (Path(options.run) / "measurements.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
