@@ -1,0 +1,59 @@
+"""Every shipped configuration: the sizes of its networks, and what it may differ in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from trainer.config import load_config
+from trainer.models import build_discriminator, build_generator
+from trainer.objectives import build_objective, check_objective
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+# Parameters of G and D. The official code's are exact: ImageNet 128 (G, projection, concat) and CIFAR-10. The others are
+# what the same layers count with other widths, classes or heads.
+SIZES = {
+    "imagenet128_projection": (41_996_931, 30_041_857),
+    "imagenet128_projection_850k": (41_996_931, 30_041_857),
+    "imagenet128_concat": (41_996_931, 30_538_625),
+    "imagenet128_acgan": (41_996_931, 30_042_857),
+    "imagenet128_acgan_split": (11_465_731, 2_525_579),
+    "imagenet64_projection": (17_974_915, 11_165_441),
+    "dogs_cats128_projection": (10_606_339, 8_574_977),
+    "cifar10_projection": (4_304_387, 1_055_104),
+    "cifar100_projection": (4_580_867, 1_066_624),
+    "cifar10_acgan": (1_593_891, 1_663_883),
+    "fashion32_projection": None,
+    "fashion32_concat": None,
+    "fashion32_acgan": None,
+}
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_sizes_and_fit(path):
+    config = load_config(str(path))
+    with torch.device("meta"):
+        sizes = (
+            parameters(build_generator(config.generator, config.model)),
+            parameters(build_discriminator(config.discriminator, config.model)),
+        )
+    build_objective(config.objective)
+    check_objective(config.objective, config.discriminator, config.model)
+    assert path.stem in SIZES, "a new configuration: give its sizes here"
+    if SIZES[path.stem]:
+        assert sizes == SIZES[path.stem]
+
+
+@pytest.mark.parametrize("kind", ["concat", "acgan"])
+def test_fashion_configurations_differ_in_the_conditioning_alone(kind):
+    """So that a comparison of them compares the conditionings."""
+    trees = [yaml.safe_load((CONFIGS / f"fashion32_{name}.yaml").read_text()) for name in ("projection", kind)]
+    for tree in trees:
+        del tree["run"]["dir"], tree["discriminator"]["conditioning"], tree["objective"]["name"]
+    assert trees[0] == trees[1]
