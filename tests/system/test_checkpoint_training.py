@@ -1,0 +1,172 @@
+"""Real training that is killed with SIGKILL, again and again, and asked to stop in every way there is."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from crash_s3 import S3Server
+from crash_training import Training, kill_and_resume, make_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+Make = Callable[..., Training]
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest, shards: Path, tmp_path: Path) -> Make:
+    def build(launch: str, where: str, name: str, iterations: int, **settings: object) -> Training:
+        if where == "local":
+            return Training(launch, str(tmp_path / name), shards, {}, iterations, settings)
+        server: S3Server = request.getfixturevalue("s3")
+        url = server.url(f"{request.node.name.replace('[', '-').rstrip(']')}/{name}")
+        return Training(launch, url, shards, server.environment, iterations, settings)
+
+    return build
+
+
+def test_killed_run_ends_like_an_undisturbed_one(make: Make) -> None:
+    undisturbed, killed = make("single", "local", "a", 30), make("single", "local", "b", 30)
+    assert undisturbed.complete().process.returncode == 0
+    figures = kill_and_resume(killed, kills=1, seed=1, furthest=12)
+    assert figures["kills"] == 1
+    assert killed.checkpoints("hash") == undisturbed.checkpoints("hash")
+
+
+class Stop(NamedTuple):
+    """One row of the table of signals: who is asked how, and what comes of it."""
+
+    launch: str
+    ask: str
+    """A signal's name, or the stop file."""
+    whom: str
+    """`main` or `other` (a training process), `launcher`, `all` processes, `folder` (of the run)."""
+    status: int
+    """Exit status of what the user started."""
+    requeue: bool
+
+
+QUICK = [
+    Stop("single", "SIGTERM", "main", 0, True),
+    Stop("single", "SIGUSR1", "main", 0, True),
+    Stop("single", "SIGINT", "main", 0, False),
+    Stop("single", "STOP", "folder", 0, False),
+    Stop("ddp", "SIGTERM", "launcher", 1, True),
+]
+MORE = [
+    Stop("ddp", "SIGTERM", "main", 0, True),
+    Stop("ddp", "SIGTERM", "other", 0, True),
+    Stop("ddp", "SIGUSR1", "main", 0, True),
+    Stop("ddp", "SIGUSR1", "other", 0, True),
+    Stop("ddp", "SIGINT", "all", 1, False),
+    Stop("ddp", "STOP", "folder", 0, False),
+    Stop("single", "STOP", "s3 folder", 0, False),
+    Stop("ddp", "SIGTERM", "s3 launcher", 1, True),
+]
+
+
+def stop_cleanly(make: Make, row: Stop) -> float:
+    """Start, ask, and check everything that a stop promises; returns the seconds from the request to the end."""
+    where, _, whom = row.whom.rpartition(" ")
+    training = make(row.launch, where or "local", "run", 4000, **{"run.checkpoint_every": 50_000})
+    with training.start() as life:
+        assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
+        begun = time.monotonic()
+        if whom == "folder":
+            training.put("STOP")
+        else:
+            ranks = life.ranks()
+            assert len(ranks) == (2 if row.launch == "ddp" else 1)
+            whose = {"main": ranks[:1], "other": ranks[1:], "launcher": [life.process.pid]}
+            for pid in whose.get(whom, [life.process.pid, *ranks]):
+                os.kill(pid, signal.Signals[row.ask])
+        status = life.wait()
+        seconds = time.monotonic() - begun
+    assert status == row.status, life.output[-3000:]
+    marker = training.get("preempted.json")
+    assert marker is not None
+    assert (marker["resumable"], marker["requeue"]) == (True, row.requeue)
+    assert marker["iteration"] == life.iterations()[-1]  # nothing was computed after the agreed iteration
+    assert training.get("STOP") is None
+    table = training.checkpoints("verify")
+    assert f"{marker['iteration']:>10}  " in table
+    assert "verified, newest" in table
+    return seconds
+
+
+@pytest.mark.parametrize("row", QUICK, ids=lambda row: f"{row.launch}-{row.ask}-{row.whom}")
+def test_stops_cleanly(make: Make, row: Stop) -> None:
+    stop_cleanly(make, row)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("row", MORE, ids=lambda row: f"{row.launch}-{row.ask}-{row.whom}".replace(" ", "-"))
+def test_proof_stops_cleanly(make: Make, row: Stop, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"checkpoint-stop-{row.launch}-{row.ask}-{row.whom}".replace(" ", "-")
+    try:
+        seconds = stop_cleanly(make, row)
+    except AssertionError:
+        with capsys.disabled():
+            print(f"\nPROOF {name}: FAIL")
+        raise
+    with capsys.disabled():
+        print(f"\nPROOF {name}: PASS exit_status={row.status} requeue={row.requeue} seconds={seconds:.1f}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_proof_usr1_kills_a_launcher_but_not_the_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why nobody may send SIGUSR1 to `accelerate launch`: it dies of it, and leaves the training to itself."""
+    training = make("ddp", "local", "run", 4000)
+    with training.start() as life:
+        assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
+        ranks = life.ranks()
+        try:
+            os.kill(life.process.pid, signal.SIGUSR1)
+            assert life.process.wait(60) == -signal.SIGUSR1
+            before = len(life.iterations())
+            assert life.wait_for(lambda life: len(life.iterations()) > before + 3)  # orphans that go on
+            training.put("STOP")  # what still reaches them
+            assert not life.wait_for(lambda life: False)  # until their output ends
+        finally:
+            for pid in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    marker = training.get("preempted.json")
+    assert marker is not None
+    with capsys.disabled():
+        print(f"\nPROOF checkpoint-stop-ddp-SIGUSR1-launcher: PASS launcher_status=-10 stopped_by={marker['reason']!r}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("launch", ["single", "ddp"])
+def test_proof_killed_five_times(make: Make, launch: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    undisturbed, killed = make(launch, where, "a", 120), make(launch, where, "b", 120)
+    life = undisturbed.complete()
+    assert life.process.returncode == 0, life.output[-3000:]
+    figures = kill_and_resume(killed, kills=5, seed=3, furthest=20)
+    same = killed.checkpoints("hash") == undisturbed.checkpoints("hash")
+    text = " ".join(f"{name}={value}" for name, value in figures.items()).replace(", ", ",")
+    with capsys.disabled():
+        print(f"\nPROOF checkpoint-training-{launch}-{where}: {'PASS' if same else 'FAIL'} {text} hash_equal={same}")
+    assert same
