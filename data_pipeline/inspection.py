@@ -13,7 +13,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, ShardInfo, load_index, load_manifest
 from data_pipeline.storage import Folder
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 23
 _BARS = 40
 
 
@@ -39,10 +39,10 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield f"  {number:4d}  {entry.id:>10}  {entry.name:<{width}}  {entry.samples:8d}  {bar}"
 
 
-def _verify_shard(folder: Folder, shard: ShardInfo, classes: int) -> tuple[list[str], np.ndarray]:
+def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int) -> tuple[list[str], np.ndarray]:
     """What is wrong with one shard, and its samples per class."""
     counts = np.zeros(classes, dtype=np.int64)
-    path = shard.name if "://" in shard.name or shard.name.startswith("/") else f"{folder}/{shard.name}"
+    path = f"{shards}/{shard.name}"
     try:
         records = load_index(folder, shard)
     except DataError as error:
@@ -54,26 +54,24 @@ def _verify_shard(folder: Folder, shard: ShardInfo, classes: int) -> tuple[list[
     counts += np.bincount(records["label"], minlength=classes)
     problems = []
     try:
-        with folder.open(shard.name) as file:
-            sha256, size = hashlib.sha256(), 0
-            while block := file.read(_BLOCK):
-                sha256.update(block)
-                size += len(block)
-            if size != shard.bytes:
-                problems.append(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again")
-            if sha256.hexdigest() != shard.sha256:
-                wrong = []
-                for number, record in enumerate(records):
-                    file.seek(int(record["offset"]))
-                    if zlib.crc32(file.read(int(record["size"]))) != record["crc32"]:
-                        wrong.append(number)
-                which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no image is damaged"
-                more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-                problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
-    except FileNotFoundError:
-        problems.append(f"{path}: there is no such shard; copy it again")
-    except OSError as error:
-        problems.append(f"{path}: cannot be read ({error.strerror or error})")
+        size = shards.size(shard.name)
+        if size != shard.bytes:
+            problems.append(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again")
+        sha256 = hashlib.sha256()
+        for begin in range(0, size or 0, _BLOCK):
+            sha256.update(shards.read_range(shard.name, begin, min(_BLOCK, (size or 0) - begin)))
+        if sha256.hexdigest() != shard.sha256:
+            wrong = [
+                number
+                for number, record in enumerate(records)
+                if zlib.crc32(shards.read_range(shard.name, int(record["offset"]), int(record["size"])))
+                != record["crc32"]
+            ]
+            which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no image is damaged"
+            more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+            problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
+    except DataError as error:
+        problems.append(str(error))
     return problems, counts
 
 
@@ -81,11 +79,12 @@ def verify(url: str) -> list[str]:
     """Check every byte of a folder of shards; what is wrong, one sentence each. Raises DataError without a manifest."""
     manifest = load_manifest(url)
     folder = Folder(url)
+    shards = Folder(manifest.base) if manifest.base else folder
     problems = []
     counts = np.zeros(len(manifest.classes), dtype=np.int64)
     complete = True
     for shard in manifest.shards:
-        found, labels = _verify_shard(folder, shard, len(manifest.classes))
+        found, labels = _verify_shard(folder, shards, shard, len(manifest.classes))
         complete = complete and bool(labels.any())
         problems += found
         counts += labels

@@ -92,20 +92,16 @@ def _finished(output: Folder, plan: Plan) -> dict[int, ShardResult]:
         record = f"{_PROGRESS}/{plan.name(shard)}.json"
         if output.exists(record):
             result = ShardResult.from_bytes(output.read(record))
-            if output.exists(result.name) and output.fs.size(output.path(result.name)) == result.size:
+            if output.exists(result.name) and output.size(result.name) == result.size:
                 finished[shard] = result
     return finished
 
 
 def _clean(output: Folder) -> None:
     """Remove earlier shards and what a killed run left behind."""
-    if output.local is not None and output.local.is_dir():
-        for pattern in ("shard-*.tar", "shard-*.idx", FILE_NAME):
-            for path in output.local.glob(pattern):
-                path.unlink()
-    else:
-        for path in output.fs.glob(output.path("shard-*")) + output.fs.glob(output.path(FILE_NAME)):
-            output.fs.rm(path)
+    for name in output.names():
+        if name == FILE_NAME or (name.startswith("shard-") and name.endswith((".tar", ".idx"))):
+            output.remove(name)
     output.remove(_PROGRESS)
 
 

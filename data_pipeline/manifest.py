@@ -29,8 +29,7 @@ class ClassInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard; `name` is relative to the manifest's folder, or a URL or an absolute path for shards indexed in
-    place."""
+    """One shard; `name` is relative to the manifest's `base`, `index` to the manifest's folder."""
 
     name: str
     samples: int
@@ -53,6 +52,9 @@ class Manifest:
     """How the shards were made."""
     report: dict[str, Any] = field(default_factory=dict)
     """Samples read, written, excluded, and the unreadable ones with the reason."""
+    base: str = ""
+    """Path or URL of the folder that the shards lie in; empty: beside the manifest. The indexes always are beside
+    it."""
     plan: str = ""
     """sha256 over the source's listing and the options: the same plan gives the same bytes."""
     fingerprint: str = ""
@@ -82,6 +84,7 @@ class Manifest:
             "shards": [shard.__dict__ for shard in self.shards],
             "options": self.options,
             "report": self.report,
+            "base": self.base,
             "plan": self.plan,
         }
         return (json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
@@ -119,6 +122,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             ),
             options=dict(document["options"]),
             report=dict(document["report"]),
+            base=str(document["base"]),
             plan=str(document["plan"]),
             fingerprint=hashlib.sha256(data).hexdigest(),
         )
@@ -131,9 +135,9 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     return manifest
 
 
-def load_manifest(url: str) -> Manifest:
+def load_manifest(url: str | Folder) -> Manifest:
     """Read the manifest of the folder of shards at a path or an fsspec URL. Raises DataError."""
-    folder = Folder(url)
+    folder = url if isinstance(url, Folder) else Folder(url)
     if not folder.exists(FILE_NAME):
         raise DataError(
             f"data.shards: {folder} holds no {FILE_NAME}; make the shards first "

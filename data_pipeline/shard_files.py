@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_pipeline.errors import DataError
@@ -57,6 +58,9 @@ class LocalShards:
             return memoryview(os.pread(file.fileno(), size, offset))
         except OSError as error:
             raise DataError(f"{self._paths[shard]}: cannot be read ({error.strerror})") from None
+
+    def plan(self, soon: Iterable[int], ahead: Sequence[int]) -> None:
+        """What is needed next; a local folder has it all."""
 
     def spoiled(self, shard: int) -> bool:
         """Called when a sample's CRC is wrong: whether reading again may help. A local file is what it is."""

@@ -1,10 +1,11 @@
 """The stream of real batches: positions in, uint8 images out, the same for any number of threads and processes."""
 
 import collections
-import threading
+import os
+import re
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -12,18 +13,40 @@ from typing import Annotated, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from data_pipeline import index
+from data_pipeline.cache import Cache
 from data_pipeline.decode import Pixels, decode_into
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, load_index, load_manifest
 from data_pipeline.order import Ids, Order
+from data_pipeline.remote_shards import RemoteShards, default_cache_dir
 from data_pipeline.shard_files import LocalShards
 from data_pipeline.storage import Folder
+from data_pipeline.store import Counters, Limits
 
 _PIECE = 32  # samples per task: 4 ms of decoding at 128 px, so threads end a batch together
+_HORIZON = 1 << 14  # positions of each replica that are planned ahead where the whole epoch is one permutation
+_UNITS = {
+    "": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_bytes(value: object) -> object:
+    """A number of bytes from `200 GB`, `64MiB` or a plain number; anything else stays what it is."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?b)?\s*", value.lower())):
+        return int(float(match[1]) * _UNITS[match[2] or ""])
+    return value
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -34,14 +57,21 @@ class DataConfig:
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
     shuffle_window: Annotated[int, Field(ge=1)] | None = None
     """Samples that are shuffled among each other; null: the whole epoch is one uniform permutation."""
+    cache_dir: str | None = None
+    """Folder on the node's disk for fetched shards, shared by its processes; null: one under TMPDIR. Local shards
+    need none."""
+    cache_bytes: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] = 200 * 10**9
+    """What that folder may hold: a number of bytes, or a text such as 200 GB."""
+    fetch_deadline: Annotated[float, Field(gt=0)] = 300.0
+    """Seconds for one remote file, all retries together; keep it below the process group's timeout."""
+    fetch_request_timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for one request of at most 8 MiB to the remote store."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads per process that decode images."""
     prefetch_batches: Annotated[int, Field(ge=1, le=256)] = 4
     """Batches that are decoded ahead of need."""
     horizontal_flip: bool = False
     """Mirror each sample with probability 1/2, on the device, keyed by the sample."""
-    dequantize: bool = True
-    """Add U(0, 1/128) to the normalised images, on the device, as the official code does."""
 
 
 class Batch(NamedTuple):
@@ -56,6 +86,7 @@ class Batch(NamedTuple):
 
 
 class _Shards(Protocol):
+    def plan(self, soon: Iterable[int], ahead: Sequence[int]) -> None: ...
     def read(self, shard: int, offset: int, size: int) -> memoryview: ...
     def spoiled(self, shard: int) -> bool: ...
     def name(self, shard: int) -> str: ...
@@ -96,7 +127,12 @@ class Stream:
         decode_threads: int = 2,
         prefetch_batches: int = 4,
         pin_memory: bool = False,
+        horizon: int = 0,
+        ahead_bytes: int = 0,
+        counters: Counters | None = None,
     ) -> None:
+        """`horizon`: positions of each replica that the shards are told of in advance (0: none), `ahead_bytes`: how
+        much of it."""
         self.manifest = manifest
         self.wait_seconds = 0.0
         self._records, self._order, self._shards = records, order, shards
@@ -110,8 +146,9 @@ class Stream:
         ]
         self._submitted = 0
         self._pending: collections.deque[tuple[_Slot, list[Future[None]]]] = collections.deque()
-        self._counts = {"samples": 0.0, "bytes": 0.0, "refetched_samples": 0.0}
-        self._counts_lock = threading.Lock()
+        self._counters = counters or Counters()
+        self._horizon, self._ahead_bytes = horizon, ahead_bytes
+        self._plan_again_at = first_batch
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._closed = False
 
@@ -138,6 +175,8 @@ class Stream:
 
     def _submit(self) -> None:
         """Start decoding the next batch into the slot whose turn it is."""
+        if self._horizon and self._next_batch >= self._plan_again_at:
+            self._plan()
         slot = self._slots[self._submitted % len(self._slots)]
         size, total = self._batch_size, self._batch_size * len(self._held)
         first = self._next_batch * size
@@ -154,6 +193,24 @@ class Stream:
         self._pending.append((slot, futures))
         self._submitted += 1
         self._next_batch += 1
+
+    def _plan(self) -> None:
+        """Tell the shards what the batches under way and the next `horizon` positions need."""
+        size = self._batch_size
+        first = max(0, self._next_batch - self._prefetch) * size
+        soon = (self._next_batch + 1) * size - first
+        needed = shards_in_order(self._order, self._held, first, soon + self._horizon)
+        must = set(shards_in_order(self._order, self._held, first, soon))
+        taken = sum(self.manifest.shards[shard].bytes for shard in must)
+        ahead = []
+        for shard in needed:
+            if shard not in must:
+                taken += self.manifest.shards[shard].bytes
+                if taken > self._ahead_bytes:
+                    break
+                ahead.append(shard)
+        self._shards.plan(sorted(must, key=needed.index), ahead)
+        self._plan_again_at = self._next_batch + max(1, self._horizon // (4 * size))
 
     def _decode(self, out: Pixels, ids: Ids, shards: Ids) -> None:
         """Read, check and decode samples into `out`, uint8 [n, H, W, C]."""
@@ -172,15 +229,13 @@ class Stream:
                     "cannot be decoded "
                     f"({error}); make the shard again"
                 ) from None
-        with self._counts_lock:
-            self._counts["samples"] += len(ids)
-            self._counts["bytes"] += float(sum(sizes))
+        self._counters.add("samples", len(ids))
+        self._counters.add("bytes", sum(sizes))
 
     def _read_again(self, shard: int, offset: int, size: int, crc: int, sample: int) -> memoryview:
         """The sample's bytes after a wrong CRC, where the shard can be had anew; else the error that names it."""
         if self._shards.spoiled(shard):
-            with self._counts_lock:
-                self._counts["refetched_samples"] += 1
+            self._counters.add("wrong_samples")
             data = self._shards.read(shard, offset, size)
             if zlib.crc32(data) == crc:
                 return data
@@ -196,18 +251,16 @@ class Stream:
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, for TensorBoard."""
-        with self._counts_lock:
-            counts = dict(self._counts)
-        counts["wait_seconds"] = self.wait_seconds
-        return counts
+        return {"samples": 0.0, "bytes": 0.0, **self._counters.values(), "wait_seconds": self.wait_seconds}
 
     def close(self) -> None:
         """Stop the threads and let go of the files. Can be called again."""
         if self._closed:
             return
         self._closed = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        self._shards.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._shards.close()  # wakes the threads that wait for a shard
+        self._pool.shutdown(wait=True)
         self._pending.clear()
 
     def __enter__(self) -> "Stream":
@@ -235,26 +288,72 @@ def open_stream(
         raise DataError(f"batch.replicas: the replicas {list(held)} are not among 0..{replicas - 1}")
     if batch_size < 1:
         raise DataError(f"batch.real_per_replica: {batch_size} samples make no batch; use 1 or more")
-    folder = Folder(config.shards)
-    manifest = load_manifest(config.shards)
-    records = np.concatenate([load_index(folder, shard) for shard in manifest.shards])
+    limits = Limits(deadline=config.fetch_deadline, request=config.fetch_request_timeout)
+    folder = Folder(config.shards, limits)
+    manifest = load_manifest(folder)
     order = Order(
         [shard.samples for shard in manifest.shards],
         seed=seed,
         replicas=replicas,
         shuffle_window=config.shuffle_window,
     )
-    if folder.local is None:
-        raise DataError(f"data.shards: {folder} is not a local path; reading from object storage is not built yet")
+    counters = Counters()
+    if folder.local is not None:
+        records = np.concatenate([load_index(folder, shard) for shard in manifest.shards])
+    else:
+        with ThreadPoolExecutor(8, thread_name_prefix="index") as pool:
+            records = np.concatenate(list(pool.map(lambda shard: load_index(folder, shard), manifest.shards)))
+    holder = Folder(manifest.base, limits) if manifest.base else folder
+    shards: _Shards
+    if holder.local is not None:
+        shards, horizon = LocalShards(holder.local.absolute(), manifest), 0
+    else:
+        horizon = min(config.shuffle_window or _HORIZON, -(-order.samples // replicas))
+        _check_cache_size(config, manifest, order, held)
+        cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+        shards = RemoteShards(holder, manifest, Cache(cache_dir, config.cache_bytes, counters), counters)
+    total = sum(shard.bytes for shard in manifest.shards)
+    sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
     return Stream(
         manifest,
         records,
         order,
-        LocalShards(Path(folder.root), manifest),
+        shards,
         held=held,
         batch_size=batch_size,
         first_batch=first_batch,
         decode_threads=config.decode_threads,
         prefetch_batches=config.prefetch_batches,
         pin_memory=pin_memory,
+        horizon=horizon,
+        ahead_bytes=config.cache_bytes if total <= config.cache_bytes else config.cache_bytes // sharing,
+        counters=counters,
     )
+
+
+def shards_in_order(order: Order, held: Sequence[int], position: int, count: int) -> list[int]:
+    """The shards of `count` positions of each held replica, in the order of their first need."""
+    ids = np.stack([order.sample_ids(replica, position, count) for replica in held], axis=1).reshape(-1)
+    shards, first = np.unique(np.searchsorted(order.starts, ids, side="right") - 1, return_index=True)
+    return [int(shard) for shard in shards[np.argsort(first)]]
+
+
+def _check_cache_size(config: DataConfig, manifest: Manifest, order: Order, held: Sequence[int]) -> None:
+    """Refuse a cache that cannot hold what one window needs. Raises DataError."""
+    total = sum(shard.bytes for shard in manifest.shards)
+    if config.shuffle_window is None:
+        if total > config.cache_bytes:
+            raise DataError(
+                f"data.cache_bytes: {config.cache_bytes} bytes cannot hold the {total} bytes of all shards, "
+                "which an order without "
+                "a window needs; raise data.cache_bytes, or set data.shuffle_window (a number of samples)"
+            )
+        return
+    needed = shards_in_order(order, held, 0, min(config.shuffle_window, order.samples // order.replicas))
+    size = sum(manifest.shards[shard].bytes for shard in needed)
+    if size > config.cache_bytes:
+        raise DataError(
+            f"data.cache_bytes: {config.cache_bytes} bytes cannot hold the {len(needed)} shards ({size} bytes) "
+            "that a window of "
+            f"{config.shuffle_window} samples needs; raise it, or set a smaller data.shuffle_window"
+        )

@@ -101,7 +101,7 @@ def test_verify(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 6
     assert f"{path}: its sha256 is not the manifest's (wrong samples: 5)" in said[0]
-    assert "shard-00002.tar: there is no such shard" in said[1]
+    assert "shard-00002.tar: there is no such file" in said[1]
     assert "shard-00003.tar: has" in said[2]
     assert "shard-00003.tar: its sha256" in said[3]
     assert "shard-00004.idx: its sha256 is not the manifest's" in said[4]
