@@ -1,0 +1,278 @@
+"""Official snapshots, made here from random numbers under the official names, and what becomes of them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import convert
+from trainer.checkpoint import CheckpointStore
+from trainer.config import config_from_tree
+from trainer.errors import SettingError
+from trainer.models import build_discriminator
+from trainer.pretrained import open_generator
+from trainer.snapshots import SnapshotError
+
+sys.path.insert(0, str(Path(__file__).parent / "models"))
+import itertools
+
+import reference
+
+CLASSES, LATENT = 5, 6
+# resolution: G's widths in units of ch, D's, D's halvings, whether D's head has a bias, name of G's last convolution
+FORMS = {
+    32: ((1, 1, 1, 1), (1, 1, 1, 1), 2, False, "c5"),
+    64: ((16, 8, 4, 2, 1), (1, 2, 4, 8, 16), 5, True, "l6"),
+    128: ((16, 16, 8, 4, 2, 1), (1, 2, 4, 8, 16, 16), 5, True, "l7"),
+}
+
+
+class Maker:
+    """Names and shapes written down from the official files gen_models/resnet*.py and dis_models/snresnet*.py."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.arrays = {}
+
+    def add(self, name, *shape, positive=False):
+        values = self.rng.normal(size=shape) * 0.3
+        self.arrays[name] = (np.abs(values) + 0.5 if positive else values).astype(np.float32)
+
+    def affine(self, name, *shape):
+        self.add(f"{name}/W", *shape)
+        self.add(f"{name}/b", shape[0])
+
+    def norm(self, name, channels, conditional):
+        if conditional:
+            self.add(f"{name}/gammas/W", CLASSES, channels)
+            self.add(f"{name}/betas/W", CLASSES, channels)
+        else:
+            self.add(f"{name}/gamma", channels)
+            self.add(f"{name}/beta", channels)
+        self.add(f"{name}/avg_mean", channels)
+        self.add(f"{name}/avg_var", channels, positive=True)
+        self.arrays[f"{name}/N"] = np.array(0)
+
+    def spectral(self, name, *shape, bias=True):
+        self.add(f"{name}/W", *shape)
+        self.add(f"{name}/u", 1, shape[0])
+        if bias:
+            self.add(f"{name}/b", shape[0])
+
+
+def official_generator(resolution, ch=1, conditional=True):
+    multipliers, *_, tail = FORMS[resolution]
+    widths = [ch * m for m in multipliers]
+    make = Maker()
+    make.affine("l1", 16 * widths[0], LATENT)
+    for n, (i, o) in enumerate(itertools.pairwise(widths), start=2):
+        make.affine(f"block{n}/c1", o, i, 3, 3)
+        make.affine(f"block{n}/c2", o, o, 3, 3)
+        make.affine(f"block{n}/c_sc", o, i, 1, 1)
+        make.norm(f"block{n}/b1", i, conditional)
+        make.norm(f"block{n}/b2", o, conditional)
+    make.norm(f"b{tail[1]}", widths[-1], conditional=False)
+    make.affine(tail, 3, widths[-1], 3, 3)
+    return make.arrays
+
+
+def official_discriminator(resolution, ch=2, kind="projection"):
+    _, multipliers, halvings, bias, _ = FORMS[resolution]
+    widths = [ch * m for m in multipliers]
+    make = Maker()
+    make.spectral("block1/c1", widths[0], 3, 3, 3)
+    make.spectral("block1/c2", widths[0], widths[0], 3, 3)
+    make.spectral("block1/c_sc", widths[0], 3, 1, 1)
+    for n, (i, o) in enumerate(itertools.pairwise(widths), start=2):
+        i += 7 if kind == "concat" and n == 4 else 0
+        make.spectral(f"block{n}/c1", i, i, 3, 3)
+        make.spectral(f"block{n}/c2", o, i, 3, 3)
+        if n <= halvings or i != o:
+            make.spectral(f"block{n}/c_sc", o, i, 1, 1)
+    make.spectral(f"l{len(widths) + 1}", 1, widths[-1], bias=bias)
+    if kind != "none":
+        make.spectral("l_y", CLASSES, 7 if kind == "concat" else widths[-1], bias=False)
+    return make.arrays
+
+
+def save(path, arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def double(arrays):
+    return {name: array.astype(np.float64) for name, array in arrays.items() if array.dtype.kind == "f"}
+
+
+def converted_discriminator(run):
+    restored = CheckpointStore(run).restore()
+    config = config_from_tree(restored.commit.info["settings"])
+    module = build_discriminator(config.discriminator, config.model)
+    prefix = "discriminator/"
+    module.load_state_dict({k.removeprefix(prefix): v for k, v in restored.tensors.items() if k.startswith(prefix)})
+    return module.double()
+
+
+@pytest.mark.parametrize("resolution", FORMS)
+def test_a_converted_generator_equals_the_reference(resolution, tmp_path):
+    arrays = official_generator(resolution)
+    run = str(tmp_path / "run")
+    assert convert.main([save(tmp_path / "ResNetGenerator_1000.npz", arrays), run]) == 0
+    generator = open_generator(run)
+    assert generator.training["iteration"] == 1000
+    assert (generator.model.resolution, generator.model.classes, generator.model.latent_dim) == (
+        resolution,
+        CLASSES,
+        LATENT,
+    )
+    module = generator.module.double()
+    z, y = np.random.default_rng(1).normal(size=(4, LATENT)), np.array([0, 4, 2, 2])
+    blocks = len(FORMS[resolution][0]) - 1
+    for train in (False, True):
+        want, moved = reference.generator(double(arrays), z, y, train, blocks)
+        got = module.train(train)(torch.from_numpy(z), torch.from_numpy(y))
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-11)
+    state = module.state_dict()
+    np.testing.assert_allclose(state["blocks.0.norm1.norm.running_mean"], moved["block2/b1/avg_mean"], rtol=1e-9)
+    last = f"b{blocks + 2}/avg_var"
+    np.testing.assert_allclose(state["norm.running_var"], moved[last], rtol=1e-9)
+
+
+@pytest.mark.parametrize("resolution", FORMS)
+@pytest.mark.parametrize("kind", ["projection", "concat", "none"])
+def test_a_converted_discriminator_equals_the_reference(resolution, kind, tmp_path):
+    arrays = official_discriminator(resolution, kind=kind)
+    run = str(tmp_path / "run")
+    files = [save(tmp_path / "D_5.npz", arrays)]
+    if resolution == 32:  # with its generator; alone at the other resolutions
+        files.append(save(tmp_path / "G_5.npz", official_generator(resolution, conditional=kind != "none")))
+    assert convert.main([*files, run]) == 0
+    module = converted_discriminator(run)
+    x, y = np.random.default_rng(1).normal(size=(2, 3, resolution, resolution)), np.array([0, 4])
+    _, widths, halvings, _, _ = FORMS[resolution]
+    want, moved = reference.discriminator(double(arrays), x, y, len(widths), halvings)
+    for train in (False, True):
+        got = module.train(train)(torch.from_numpy(x), torch.from_numpy(y)).logits
+        np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(module.linear.u, moved[f"l{len(widths) + 1}/u"], rtol=1e-9)
+    np.testing.assert_allclose(module.blocks[0].shortcut.u, moved["block1/c_sc/u"], rtol=1e-9)
+    got.sum().backward()
+    direction = {"block2/c2/W": np.random.default_rng(2).normal(size=arrays["block2/c2/W"].shape)}
+    # `got` was computed with u as converted, which is what the reference starts from.
+    slope = reference.slope(
+        lambda a: reference.discriminator(a, x, y, len(widths), halvings)[0].sum(), double(arrays), direction
+    )
+    gradient = module.blocks[1].conv2.weight.grad.numpy()
+    assert (gradient * direction["block2/c2/W"]).sum() == pytest.approx(slope, rel=1e-8)
+
+
+def trainer_snapshot():
+    """What `extensions.snapshot()` writes: both networks, both optimizers, and the trainer's own state."""
+    rng, whole = np.random.default_rng(3), {}
+    for name, arrays in (("opt_gen", official_generator(32)), ("opt_dis", official_discriminator(32))):
+        whole |= {f"updater/model:{name}/{key}": array for key, array in arrays.items()}
+        moving = ("/u", "/avg_mean", "/avg_var", "/N")
+        for key, array in arrays.items():
+            if not key.endswith(moving):
+                for moment in ("m", "v"):
+                    values = rng.normal(size=array.shape).astype(np.float32)
+                    whole[f"updater/optimizer:{name}/{key}/{moment}"] = values
+        whole[f"updater/optimizer:{name}/t"] = np.array(300 if name == "opt_gen" else 1500)
+        whole[f"updater/optimizer:{name}/epoch"] = np.array(2)
+    whole["updater/iteration"] = np.array(300)
+    whole["updater/iterator:main/current_position"] = np.array(17)
+    whole["extensions/LogReport/_log"] = np.array("[]")
+    whole["_snapshot_elapsed_time"] = np.array(1.0)
+    return whole
+
+
+def test_a_whole_trainer_snapshot_can_be_trained_on(tmp_path):
+    whole = trainer_snapshot()
+    run = str(tmp_path / "run")
+    assert convert.main([save(tmp_path / "snapshot.npz", whole), run]) == 0
+    restored = CheckpointStore(run).restore()
+    assert restored.commit.iteration == 300
+    tensors = restored.tensors
+    assert tensors["generator.adam/step"] == 300
+    assert tensors["discriminator.adam/step"] == 1500
+    for ours, theirs in (
+        ("generator.adam/exp_avg/linear.weight", "updater/optimizer:opt_gen/l1/W/m"),
+        ("discriminator.adam/exp_avg_sq/conditioning.embedding.weight", "updater/optimizer:opt_dis/l_y/W/v"),
+    ):
+        np.testing.assert_array_equal(tensors[ours].numpy(), whole[theirs])
+    # Exactly the tensors that a player of this configuration keeps.
+    from trainer.launch import read_launch
+    from trainer.player import Player, check_names
+
+    config = config_from_tree(restored.commit.info["settings"])
+    player = Player(
+        "discriminator",
+        build_discriminator(config.discriminator, config.model),
+        config.optimizer.discriminator,
+        read_launch(),
+    )
+    check_names(player.state(), {k: v for k, v in tensors.items() if k.startswith("discriminator")}, "test")
+    assert (config.run.iterations, config.schedule.stages[0].until) == (50_000, 50_000)
+
+
+def removed(arrays, name):
+    return {key: array for key, array in arrays.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda a: removed(a, "block3/b2/gammas/W"), "block3/b2/gammas/W"),
+        (lambda a: removed(a, "l1/W"), "l1/W"),
+        (lambda a: removed(a, "block2/c1/W"), "block2/c1/W"),
+        (lambda a: removed(a, "c5/b"), "c5/b"),
+        (lambda a: a | {"block3/extra/W": np.zeros(3, np.float32)}, "block3/extra/W"),
+        (lambda a: a | {"block3/c1/b": np.zeros(9, np.float32)}, "block3/c1/b"),
+        (lambda a: a | {"block3/c1/b": np.zeros(1, np.int64)}, "block3/c1/b"),
+    ],
+)
+def test_unknown_missing_and_misshapen_arrays_are_refused_by_name(change, named, tmp_path):
+    path = save(tmp_path / "g.npz", change(official_generator(32)))
+    with pytest.raises(SnapshotError, match=named):
+        convert.main([path, str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_u_and_missing_moments_are_refused_by_name(tmp_path):
+    generator = save(tmp_path / "g.npz", official_generator(32))
+    discriminator = save(tmp_path / "d.npz", removed(official_discriminator(32), "block1/c1/u"))
+    with pytest.raises(SnapshotError, match="lacks block1/c1/u"):
+        convert.main([generator, discriminator, str(tmp_path / "run")])
+    whole = save(tmp_path / "w.npz", removed(trainer_snapshot(), "updater/optimizer:opt_dis/l5/W/v"))
+    with pytest.raises(SnapshotError, match="lacks Adam's l5/W/v"):
+        convert.main([whole, str(tmp_path / "run")])
+
+
+def test_files_that_are_no_snapshots_of_one_run_are_refused(tmp_path):
+    generator = save(tmp_path / "g_10.npz", official_generator(32))
+    other = save(tmp_path / "d_20.npz", official_discriminator(32))
+    (tmp_path / "text.npz").write_text("no")
+    run = str(tmp_path / "run")
+    for files, message in (
+        ([generator, other], "is of iteration 20, the file before it of 10"),
+        ([generator, generator], "holds a second generator"),
+        ([str(tmp_path / "text.npz")], "is no .npz snapshot"),
+        ([str(tmp_path / "none.npz")], "there is no such file"),
+        ([save(tmp_path / "x.npz", {"a/b": np.zeros(2)})], "holds a/b, which belongs to neither network"),
+    ):
+        with pytest.raises(SnapshotError, match=message):
+            convert.main([*files, run])
+    unconditional = save(tmp_path / "d.npz", official_discriminator(32, kind="none"))
+    with pytest.raises(SnapshotError, match=r"its model.classes is 0, that of .* is 5"):
+        convert.main([generator, unconditional, run])
+    assert convert.main([generator, run]) == 0
+    with pytest.raises(SettingError, match=r"^RUN: .* holds checkpoints already"):
+        convert.main([generator, run])
+
+
+def test_a_given_configuration_must_fit(tmp_path, tiny):
+    generator = save(tmp_path / "g_10.npz", official_generator(32))
+    with pytest.raises(SnapshotError, match="l1/W is float32"):
+        convert.main([generator, str(tmp_path / "run"), "--config", str(tiny())])

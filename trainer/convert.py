@@ -1,0 +1,107 @@
+"""`python -m trainer.convert SNAPSHOT.npz [SNAPSHOT.npz ...] RUN`: official Chainer snapshots become a run's checkpoint.
+
+SNAPSHOT is a generator's, a discriminator's or a whole trainer's .npz of pfnet-research/sngan_projection; both networks'
+files may be given together. RUN then can be sampled, evaluated and exported; with a discriminator it can be trained on.
+The settings are read off the arrays' shapes, or taken from `--config`.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+from torch import Tensor
+
+from trainer.checkpoint import CheckpointStore
+from trainer.commands import run_command
+from trainer.config import Config, as_tree, as_yaml, config_from_tree, load_config
+from trainer.errors import SettingError
+from trainer.models import build_discriminator, build_generator
+from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
+from trainer.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
+from trainer.stores import Store
+
+# How the official configurations train at a resolution: replicas, real and generated images of each, first and last
+# iteration of the decay.
+OFFICIAL_TRAINING = {128: (4, 16, 32, 400_000, 450_000), 64: (1, 64, 64, 200_000, 250_000), 32: (1, 64, 128, 0, 50_000)}
+
+
+def main(arguments: list[str]) -> int:
+    """Write the run; returns the exit status. Nothing is written where an array is unknown or missing."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="official .npz file")
+    parser.add_argument("run", metavar="RUN", help="folder or URL of the run to make")
+    parser.add_argument("--config", help="experiment to take the settings from (default: read off the arrays)")
+    parser.add_argument("--iteration", type=int, help="of the snapshot (default: from the file or its name, else 0)")
+    options = parser.parse_args(arguments)
+    snapshots = read_snapshots(options.snapshots)
+    iteration = options.iteration if options.iteration is not None else snapshots.iteration or 0
+    if options.config:
+        config = load_config(options.config, ["--run.dir", options.run])
+    else:
+        config = _official_config(snapshots, options.run, iteration)
+    tensors = _tensors(config, snapshots)
+
+    store = CheckpointStore(options.run, config.checkpoint)
+    if store.commits():
+        raise SettingError(f"RUN: {options.run} holds checkpoints already; give another folder")
+    store.acquire()
+    store.save(iteration, tensors, {"settings": as_tree(config), "converted_from": list(options.snapshots)})
+    store.release("converted", iteration)
+    Store(options.run).put("config.yaml", as_yaml(config).encode())
+    print(_told(options.run, snapshots, iteration))
+    return 0
+
+
+def _tensors(config: Config, snapshots: Snapshots) -> dict[str, Tensor]:
+    """The logical state, as far as the snapshots hold it."""
+    tensors: dict[str, Tensor] = {}
+    networks = (
+        ("generator", snapshots.generator, build_generator(config.generator, config.model)),
+        ("discriminator", snapshots.discriminator, build_discriminator(config.discriminator, config.model)),
+    )
+    for name, snapshot, module in networks:
+        if snapshot is None:
+            continue
+        if not isinstance(module, ResNetGenerator | ResNetDiscriminator):
+            raise SettingError(f"{name}.name: the official code has residual networks alone; set it to resnet")
+        try:
+            tensors |= {f"{name}/{key}": value for key, value in network_state(module, snapshot).items()}
+            tensors |= {f"{name}.adam/{key}": value for key, value in adam_state(module, snapshot).items()}
+        except ValueError as error:
+            raise SettingError(f"{name}: cannot be filled from a snapshot ({error}); change --config") from None
+    return tensors
+
+
+def _official_config(snapshots: Snapshots, run: str, iteration: int) -> Config:
+    """The official recipe of the resolution, with the networks that the snapshots hold."""
+    networks = network_settings(snapshots)
+    resolution = networks["model"]["resolution"]
+    replicas, real, generated, decay, end = OFFICIAL_TRAINING.get(resolution, OFFICIAL_TRAINING[128])
+    if iteration > end:  # a longer run of the same recipe, such as the 850K one
+        decay, end = iteration - (end - decay), iteration
+    stages: list[dict[str, Any]] = [{"until": decay}] if decay else []
+    tree = {
+        "run": {"dir": run, "iterations": end},
+        "data": {"shards": f"data/official{resolution}/train"},
+        "batch": {"replicas": replicas, "real_per_replica": real, "generated_per_replica": generated},
+        **networks,
+        "objective": {"name": "adversarial"},
+        "schedule": {"stages": [*stages, {"until": end, "learning_rate": "linear_to_zero"}]},
+    }
+    return config_from_tree(tree)
+
+
+def _told(run: str, snapshots: Snapshots, iteration: int) -> str:
+    text = f"{run}: checkpoint of iteration {iteration:,} with"
+    if snapshots.discriminator is None:
+        return f"{text} the generator alone; it can be sampled, evaluated and exported, not trained on"
+    if snapshots.generator is None:
+        return f"{text} the discriminator alone; give the generator's file as well to sample or to train on"
+    adam = "Adam's moments included" if snapshots.generator.moments else "Adam starts anew"
+    return f"{text} generator and discriminator, {adam}; set data.shards in {run}/config.yaml to train on"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
