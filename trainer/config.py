@@ -11,7 +11,7 @@ from data_pipeline.stream import DataConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
-from trainer.objectives import ObjectiveConfig
+from trainer.objectives import ObjectiveConfig, check_objective
 from trainer.player import OptimizerConfig
 from trainer.schedule import ScheduleConfig
 from trainer.settings import apply_overrides, describe, read_yaml, validate
@@ -58,7 +58,8 @@ class BatchConfig:
     generated_per_replica: Annotated[int, Field(ge=1)] = 128
     """Generated images in the generator's step of one replica (`n_gen_samples` of the official code)."""
     dequantize: bool = True
-    """Add U(0, 1/128) to the real images, normalised to x / 128 - 1, as the official code does."""
+    """Real images as x / 128 - 1 + U(0, 1/128), as the official datasets/imagenet.py; false: x / 127.5 - 1 without noise, as
+    the official datasets/cifar10.py."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -95,6 +96,7 @@ class Config:
                 f"schedule.stages: the last stage ends at {last}, before run.iterations = {self.run.iterations}; "
                 f"add a stage, or set run.iterations to at most {last}"
             )
+        check_objective(self.objective, self.discriminator, self.model)
         if self.run.evaluate_every and self.evaluation.classifier is None:
             raise ValueError(
                 "evaluation.classifier: is not set, but run.evaluate_every asks for measurements; give the weights that "

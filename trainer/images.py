@@ -9,14 +9,14 @@ from trainer.noise import key
 
 
 def normalise(images: Tensor, dequantization: torch.Generator | None = None) -> Tensor:
-    """uint8 [n, h, w, c] -> float32 [n, c, h, w] in [-1, 1): x / 128 - 1 + U(0, 1/128) (official datasets/imagenet.py).
+    """uint8 [n, h, w, c] -> float32 [n, c, h, w] in [-1, 1], channels-last in memory.
 
-    Without a generator nothing is added (values in [-1, 0.993]). The memory stays channels-last.
+    With a generator x / 128 - 1 + U(0, 1/128) (official datasets/imagenet.py), else x / 127.5 - 1 (datasets/cifar10.py).
     """
-    scaled = images.float() / 128.0 - 1.0
-    if dequantization is not None:
-        scaled += torch.rand(scaled.shape, generator=dequantization, device=scaled.device) / 128.0
-    return scaled.permute(0, 3, 1, 2)
+    if dequantization is None:
+        return (images.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+    noise = torch.rand(images.shape, generator=dequantization, device=images.device)
+    return ((images.float() + noise) / 128.0 - 1.0).permute(0, 3, 1, 2)
 
 
 def flip_half(images: Tensor, positions: Tensor, seed: int, replica: int) -> Tensor:

@@ -31,6 +31,7 @@ def run_iteration(
     replicas: int,
     rate_factor: float,
     seed_layers: SeedLayers,
+    generator_first: bool = True,
 ) -> Scalars:
     """Update both players once more; returns named scalars summed over this process's replicas, divided by `replicas`.
 
@@ -43,29 +44,37 @@ def run_iteration(
     weight = launch.world_size / replicas
     scalars: Scalars = {}
 
-    with discriminator.frozen() as critic, replica_passes(generator.module, critic) as start_replica:
-        total = torch.zeros((), device=launch.device)
-        for replica, batch in zip(held, generator_draws, strict=True):
-            start_replica(replica)
-            seed_layers(0, replica)
-            with launch.autocast():
-                losses = objective.generator_loss(generator.network, critic, batch)
-            total = total + losses["loss"] * weight
-            _note(scalars, "generator", losses, 1.0 / replicas)
-    generator.step(total, rate_factor)
+    def generator_step() -> None:
+        with discriminator.frozen() as critic, replica_passes(generator.module, critic) as start_replica:
+            total = torch.zeros((), device=launch.device)
+            for replica, batch in zip(held, generator_draws, strict=True):
+                start_replica(replica)
+                seed_layers(0, replica)
+                with launch.autocast():
+                    losses = objective.generator_loss(generator.network, critic, batch)
+                total = total + losses["loss"] * weight
+                _note(scalars, "generator", losses, 1.0 / replicas)
+        generator.step(total, rate_factor)
 
-    steps = 0
-    for steps, batches in enumerate(discriminator_draws, start=1):
+    def discriminator_step(number: int, batches: Sequence[RealAndLatents]) -> None:
         with replica_passes(generator.module, discriminator.module) as start_replica:
             total = torch.zeros((), device=launch.device)
-            for replica, real in zip(held, batches, strict=True):
+            for replica, batch in zip(held, batches, strict=True):
                 start_replica(replica)
-                seed_layers(steps, replica)
+                seed_layers(number, replica)
                 with launch.autocast():
-                    losses = objective.discriminator_loss(generator.module, discriminator.network, real)
+                    losses = objective.discriminator_loss(generator.module, discriminator.network, batch)
                 total = total + losses["loss"] * weight
                 _note(scalars, "discriminator", losses, 1.0 / replicas)
         discriminator.step(total, rate_factor)
+
+    if generator_first:
+        generator_step()
+    steps = 0
+    for steps, batches in enumerate(discriminator_draws, start=1):
+        discriminator_step(steps, batches)
+    if not generator_first:
+        generator_step()
     for name in scalars:
         if name.startswith("discriminator/"):
             scalars[name] /= steps

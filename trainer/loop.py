@@ -2,7 +2,6 @@
 
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from trainer.draws import discriminator_draws, generator_draws, seed_layers
 from trainer.errors import SettingError, TrainerError
 from trainer.iteration import run_iteration
 from trainer.launch import Launch, share_object, sum_over_processes
+from trainer.mirror import RunFolder
 from trainer.objectives import build_objective
 from trainer.player import Player
 from trainer.preemption import StopRequest, clear_marker, write_marker
@@ -35,7 +35,8 @@ def train(config: Config, launch: Launch) -> bool:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
         state = State(config, launch)
-        keeper = stack.enter_context(closing(Keeper(config, launch)))
+        folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
+        keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
         start = keeper.resume(state)
 
         # Data: a batch is found by its number, so the stream simply starts where the run goes on.
@@ -51,13 +52,13 @@ def train(config: Config, launch: Launch) -> bool:
             )
         )
         _check_shape(config, stream.manifest)
-        keeper.check_data(stream.manifest.fingerprint)
+        keeper.check_data(stream.manifest)
 
         # Telemetry: the main process writes it.
-        telemetry = stack.enter_context(Telemetry(Path(run.dir), start, run.iterations)) if launch.is_main else None
+        telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
         report = Reporter(config, launch, stream, telemetry)
-        if telemetry:
-            (Path(run.dir) / "config.yaml").write_text(as_yaml(config))
+        if telemetry and folder:
+            (folder.path / "config.yaml").write_text(as_yaml(config))
             telemetry.text("settings", as_yaml(config), start)
             telemetry.say(report.opening(start))
             clear_marker(run.dir)
@@ -70,7 +71,7 @@ def train(config: Config, launch: Launch) -> bool:
             stopping, saving = _agree(launch, stop.requested(), keeper.due(scheduled, iteration))
             stopping = stopping and not last
             if new and (iteration % run.log_every == 0 or last or stopping):
-                report.log(iteration, keeper.status())
+                report.log(iteration, keeper.status(), keeper.note())
             if (new or start == 0) and (last or (run.sample_every and iteration % run.sample_every == 0)):
                 report.grid(iteration, state.sampled)
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
@@ -102,6 +103,7 @@ def train(config: Config, launch: Launch) -> bool:
                 replicas=batch.replicas,
                 rate_factor=learning_rate_factor(config.schedule, iteration),
                 seed_layers=partial(seed_layers, config, iteration),
+                generator_first=config.schedule.generator_first,
             )
             if state.ema:
                 state.ema.update(state.generator.module, iteration)

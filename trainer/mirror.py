@@ -29,12 +29,12 @@ class RunFolder:
         self._lock = threading.Lock()
         if self._store.local:
             self.path = Path(self._store.root)
-            self.path.mkdir(parents=True, exist_ok=True)
             return
         self.path = Path(tempfile.mkdtemp(prefix="menagerie-run-"))
         for name in _APPENDED:
             with suppress(FileNotFoundError):
                 (self.path / name).write_bytes(self._store.get(name))
+                self._pushed[name] = _state(self.path / name)
 
     def __enter__(self) -> Self:
         return self
@@ -56,10 +56,16 @@ class RunFolder:
                 if not path.is_file() or path.name.startswith("."):
                     continue
                 try:
-                    state = (path.stat().st_size, path.stat().st_mtime_ns)
+                    state = _state(path)
                     if self._pushed.get(name) != state:
                         self._store.put(name, path.read_bytes())
                         self._pushed[name] = state
                 except Exception as error:
                     logger.warning("%s could not be uploaded: %s", self._store.describe(name), error)
                     return
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of the last change, which together tell whether a file was written to."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

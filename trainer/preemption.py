@@ -30,7 +30,7 @@ STOP_FILE = "STOP"
 MARKER = "preempted.json"
 LAUNCHER_GRACE_SECONDS = 30.0
 """Between SIGTERM and SIGKILL under torchelastic, which accelerate's launcher uses and does not let one change."""
-_REQUEUE = ("SIGTERM", "SIGUSR1")
+_ASKED_BY_A_PERSON = ("SIGINT", f"file {STOP_FILE}")
 _LOCAL_POLL_SECONDS = 1.0
 _REMOTE_POLL_SECONDS = 5.0
 
@@ -110,15 +110,15 @@ class StopRequest:
 def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[str, Any] | None = None) -> None:
     """Say that the run stopped cleanly and can be resumed; after the final commit, by rank 0. Removes the stop file.
 
-    `reason` is StopRequest.reason of the process that was asked; empty if that was another process of the launch,
-    which only a scheduler's signal does.
+    `reason` is StopRequest.reason, or says that another process of the launch was asked: only a scheduler's signal
+    reaches one without reaching rank 0.
     """
     store = Store(run_url)
     marker = {
         "resumable": True,
         "iteration": iteration,
-        "reason": reason or "signal to another process",
-        "requeue": not reason or reason in _REQUEUE,
+        "reason": reason,
+        "requeue": reason not in _ASKED_BY_A_PERSON,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         **(details or {}),

@@ -56,8 +56,11 @@ class Reporter:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
 
-    def log(self, iteration: int, more: dict[str, float]) -> None:
-        """Means over replicas and over the iterations since the last call; raises if one is not finite."""
+    def log(self, iteration: int, more: dict[str, float], note: str = "") -> None:
+        """Means over replicas and over the iterations since the last call; raises if one is not finite.
+
+        `more` are further scalars of this moment, `note` stands at the end of the status line.
+        """
         if not self._count:
             return
         config = self.config
@@ -84,7 +87,7 @@ class Reporter:
         if self.telemetry:
             data = {f"data/{name}": value for name, value in self.stream.statistics().items()}
             self.telemetry.scalars(iteration, values | data | more)
-            self.telemetry.status(iteration, values)
+            self.telemetry.status(iteration, values, note)
         self._restart()
 
     def grid(self, iteration: int, module: torch.nn.Module) -> None:

@@ -23,6 +23,9 @@ class ScheduleConfig:
 
     discriminator_steps: Annotated[int, Field(ge=1)] = 5
     """Discriminator updates in one iteration (`n_dis` of the official code), after the generator's one update."""
+    generator_first: bool = True
+    """The generator's update stands before the discriminator's in an iteration, as in the official updater; many ports have
+    it last."""
     stages: tuple[Stage, ...] = (
         Stage(until=400_000),
         Stage(until=450_000, learning_rate="linear_to_zero"),

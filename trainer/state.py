@@ -1,20 +1,22 @@
 """What a run has learned: the players and the moving average. Built from the seed, or taken from the newest commit."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data_pipeline.manifest import ClassInfo, Manifest
 from trainer import noise
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint import CheckpointStore, Commit, Restored
 from trainer.config import Config, as_tree
 from trainer.ema import Ema
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, TrainerError
 from trainer.launch import Launch, share_from_main, share_object
 from trainer.models import build_discriminator, build_generator
 from trainer.player import Player
-from trainer.resume import check_data, check_settings
+from trainer.resume import Change, check_data, check_settings
 from trainer.saver import Saver
 
 logger = logging.getLogger("menagerie")
@@ -69,12 +71,15 @@ class State:
 class Keeper:
     """The run's checkpoints: taken up at the start, saved off the critical path. Only the main process writes."""
 
-    def __init__(self, config: Config, launch: Launch) -> None:
+    def __init__(self, config: Config, launch: Launch, before_write: Callable[[], None] | None = None) -> None:
+        """`before_write` is called, in the saver's thread, ahead of every checkpoint."""
         self.config, self.launch = config, launch
+        self.before_write = before_write or (lambda: None)
         self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
         self.saver: Saver | None = None
         self.fingerprint: str | None = None
         """Of the shards that the commit was made with; None where the run starts."""
+        self.classes: tuple[ClassInfo, ...] = ()
         self.real_images_per_iteration = (
             config.schedule.discriminator_steps * config.batch.replicas * config.batch.real_per_replica
         )
@@ -84,38 +89,51 @@ class Keeper:
 
         Raises `CheckpointError` or `SettingError`; nothing has been touched then.
         """
-        commit, tensors, changes = None, None, ""
+        restored, error = None, None
         if self.store is not None:
-            self.store.acquire()
-            restored = self.store.restore(set_aside=True)
-            if restored is not None:
-                commit, tensors = restored.commit, restored.tensors
-                if self.config.run.resume == "never":
-                    raise CheckpointError(
-                        f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
-                        f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
-                    )
-                changed = check_settings(
-                    commit.info["settings"],
-                    as_tree(self.config),
-                    harmless=HARMLESS,
-                    allowed=self.config.run.allow_changed,
-                )
-                changes = "; ".join(map(str, changed))
-                self.fingerprint = commit.info.get("data_fingerprint")
-            self.saver = Saver(self.store, durable_iteration=commit.iteration if commit else None)
-        if changes:
-            logger.warning("settings changed since the checkpoint: %s", changes)
-        iteration = share_object(self.launch, commit.iteration if commit else 0)
-        if self.launch.is_main and tensors is None:
-            tensors = state.tensors()
+            try:
+                restored = self._take_up(self.store)
+            except TrainerError as found:
+                error = found
+        # A refusal is everybody's: nobody is left waiting in a collective, and one process tells it.
+        status = share_object(self.launch, error.exit_status if error else 0)
+        if error is not None:
+            raise error
+        if status:
+            raise SystemExit(status)
+        iteration = share_object(self.launch, restored.commit.iteration if restored else 0)
+        tensors = restored.tensors if restored else state.tensors() if self.launch.is_main else None
         state.load(share_from_main(self.launch, tensors))
         return iteration
 
-    def check_data(self, fingerprint: str) -> None:
-        """Refuse shards other than those of the commit; from here on `fingerprint` is written into every manifest."""
-        check_data(self.fingerprint, fingerprint, self.config.data.shards)
-        self.fingerprint = fingerprint
+    def _take_up(self, store: CheckpointStore) -> Restored | None:
+        """In the main process: judge the newest commit, become the writer, read it, start the saver."""
+        for commit in store.commits()[:1]:
+            self._judge(commit)  # before a start that is refused could fence off one that is at work
+        store.acquire()
+        restored = store.restore(set_aside=True)
+        if restored is not None:
+            for change in self._judge(restored.commit):
+                logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
+            self.fingerprint = restored.commit.info.get("data_fingerprint")
+        durable = restored.commit.iteration if restored else None
+        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
+        return restored
+
+    def _judge(self, commit: Commit) -> list[Change]:
+        """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
+        if self.config.run.resume == "never":
+            raise CheckpointError(
+                f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
+                f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
+            )
+        before, after = commit.info.get("settings", {}), as_tree(self.config)
+        return check_settings(before, after, harmless=HARMLESS, allowed=self.config.run.allow_changed)
+
+    def check_data(self, manifest: Manifest) -> None:
+        """Refuse shards other than those of the commit; from here on every commit tells fingerprint and classes."""
+        check_data(self.fingerprint, manifest.fingerprint, self.config.data.shards)
+        self.fingerprint, self.classes = manifest.fingerprint, manifest.classes
 
     def due(self, scheduled: bool, iteration: int) -> bool:
         """Whether the main process wants to save now; raises, there, what must end the run."""
@@ -139,6 +157,10 @@ class Keeper:
         """Figures for TensorBoard."""
         return self.saver.status().scalars() if self.saver else {}
 
+    def note(self) -> str:
+        """For the end of the status line."""
+        return f" | {self.saver.status().note()}" if self.saver else ""
+
     def close(self) -> None:
         """End the background thread."""
         if self.saver is not None:
@@ -151,5 +173,7 @@ class Keeper:
             "precision": self.launch.precision,
             "world_size": self.launch.world_size,
             "data_fingerprint": self.fingerprint,
+            "class_names": [entry.name for entry in self.classes],
+            "class_ids": [entry.id for entry in self.classes],
             "settings": as_tree(self.config),
         }

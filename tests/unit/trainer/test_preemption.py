@@ -73,7 +73,14 @@ def test_remote_stop_file_is_seen_by_the_watcher(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("reason", "requeue"), [("SIGTERM", True), ("SIGUSR1", True), ("", True), ("SIGINT", False), ("file STOP", False)]
+    ("reason", "requeue"),
+    [
+        ("SIGTERM", True),
+        ("SIGUSR1", True),
+        ("another process was asked", True),
+        ("SIGINT", False),
+        ("file STOP", False),
+    ],
 )
 def test_marker_says_whether_to_requeue_and_consumes_the_stop_file(tmp_path: Path, reason: str, requeue: bool) -> None:
     (tmp_path / "STOP").touch()
