@@ -8,13 +8,12 @@ In the run's folder: `checkpoints/run.json` (who the run is) and `checkpoints/it
 import hashlib
 import json
 import logging
-import math
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -37,7 +36,7 @@ from trainer.commits import (
     split_state,
     state_hash,
 )
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, TrainerError
 from trainer.lease import Lease, acquire
 from trainer.stores import Store
 
@@ -48,7 +47,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"
 REJECTED = "rejected.json"
-SCORES = "scores.json"
 _TRANSFERS = 4  # files on their way to or from the store at a time
 
 
@@ -76,6 +74,10 @@ class CheckpointConfig:
     """Refuse to start after so many starts in a row that ended without a new checkpoint; 0: no limit."""
     grace_seconds: Annotated[float, Field(gt=0)] | None = None
     """Time between SIGTERM and SIGKILL, in seconds; none: 30 under accelerate's launcher, otherwise not known."""
+
+
+class StoreFailure(TrainerError):
+    """The store could not be read or written; whether the checkpoints are sound is not known."""
 
 
 class Restored(NamedTuple):
@@ -115,9 +117,10 @@ class CheckpointStore:
 
         Raises RestartLoop when the last `restart_limit` starts came to nothing.
         """
-        committed = {_attempt(folder).writer for folder, files in self.folders().items() if MANIFEST in files}
-        self.reached("before lease")
-        self.lease = acquire(self.store, committed, restart_limit=self.config.restart_limit)
+        with self._telling_failures():
+            committed = {_attempt(folder).writer for folder, files in self.folders().items() if MANIFEST in files}
+            self.reached("before lease")
+            self.lease = acquire(self.store, committed, restart_limit=self.config.restart_limit)
         self.reached("after lease")
         return self.lease
 
@@ -209,8 +212,13 @@ class CheckpointStore:
         Commits that do not verify are named in the log; with `set_aside` (for the writer) they are marked as well, so
         that they are kept for inspection but not tried again before the others.
 
-        Raises CheckpointError if commits exist but none verifies, or if one is of a newer format.
+        Raises CheckpointError if commits exist but none verifies or if one is of a newer format, and StoreFailure if
+        the store does not answer, which says nothing about the checkpoints.
         """
+        with self._telling_failures():
+            return self._restore(iteration, set_aside)
+
+    def _restore(self, iteration: int | None, set_aside: bool) -> Restored | None:
         candidates = self._candidates(iteration)
         faults: list[str] = []
         for folder in candidates:
@@ -261,24 +269,6 @@ class CheckpointStore:
     def verify(self, commit: Commit) -> None:
         """Read a commit back from the store; raises InvalidCommit unless every byte is as promised."""
         self._read_state(self.read_manifest(commit.folder))
-
-    def record_scores(self, iteration: int, scores: Mapping[str, float]) -> None:
-        """Note metrics beside the newest commit of an iteration, if there is one, for `checkpoint.keep_best`."""
-        for commit in self.commits():
-            if commit.iteration == iteration:
-                self.store.put(f"{commit.folder}/{SCORES}", (json.dumps(dict(scores), indent=2) + "\n").encode())
-                return
-
-    def scores(self, metric: str) -> dict[str, float]:
-        """For every checkpoint folder that has been given it: the value of a metric."""
-        found: dict[str, float] = {}
-        for folder, files in self.folders().items():
-            if SCORES in files:
-                with suppress(ValueError, KeyError, TypeError, FileNotFoundError):
-                    value = float(json.loads(self.store.get(f"{folder}/{SCORES}"))[metric])
-                    if math.isfinite(value):
-                        found[folder] = value
-        return found
 
     def folders(self) -> dict[str, dict[str, int]]:
         """Every attempt's folder with its objects and their sizes; foreign files and folders are not among them."""
@@ -368,6 +358,18 @@ class CheckpointStore:
         if state_hash(tensors) != commit.state_sha256:
             raise InvalidCommit("the state does not have the sha256 that its manifest states")
         return tensors
+
+    @contextmanager
+    def _telling_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except TrainerError:
+            raise
+        except Exception as error:
+            raise StoreFailure(
+                f"run.dir: the store of {self.store.url} failed: {type(error).__name__}: {error}; "
+                "see that it can be reached and written to, and start again."
+            ) from error
 
     def _set_aside(self, folder: str, reason: str) -> None:
         note = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,11 +1,16 @@
 """Which checkpoints may go, and their removal once a newer one was read back from the store."""
 
+import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from trainer.checkpoint import REJECTED, CheckpointStore
 from trainer.commits import MANIFEST, Attempt, Commit, InvalidCommit
+
+SCORES = "scores.json"
 
 logger = logging.getLogger(__name__)
 
@@ -15,6 +20,30 @@ class Cleaning(NamedTuple):
 
     checkpoints: list[str]
     attempts: list[str]
+
+
+def record_scores(checkpoints: CheckpointStore, iteration: int, scores: Mapping[str, float]) -> None:
+    """Note metrics beside the newest commit of an iteration, if there is one, for `checkpoint.keep_best`."""
+    for commit in checkpoints.commits():
+        if commit.iteration == iteration:
+            content = (json.dumps(dict(scores), indent=2) + "\n").encode()
+            checkpoints.store.put(f"{commit.folder}/{SCORES}", content)
+            return
+
+
+def read_scores(checkpoints: CheckpointStore, commits: Sequence[Commit], metric: str) -> dict[str, float]:
+    """The value of a metric by checkpoint folder: of `record_scores`, or else of `scores` in the manifest's info."""
+    folders = checkpoints.folders()
+    found: dict[str, float] = {}
+    for commit in commits:
+        scores = commit.info.get("scores")
+        if SCORES in folders.get(commit.folder, {}):
+            with suppress(ValueError, FileNotFoundError):
+                scores = json.loads(checkpoints.store.get(f"{commit.folder}/{SCORES}"))
+        value = scores.get(metric) if isinstance(scores, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            found[commit.folder] = float(value)
+    return found
 
 
 def expendable(
@@ -59,7 +88,7 @@ def clean(checkpoints: CheckpointStore, *, rejected: bool = False, dry_run: bool
     if not sound:
         return Cleaning([], [])
     newest = sound[0]
-    scores = checkpoints.scores(config.keep_best) if config.keep_best else {}
+    scores = read_scores(checkpoints, sound, config.keep_best) if config.keep_best else {}
     commits = [
         commit.folder
         for commit in expendable(

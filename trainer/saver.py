@@ -19,6 +19,7 @@ from trainer.commits import Commit
 from trainer.errors import CheckpointError, TrainerError
 from trainer.guards import check_finite
 from trainer.lease import LeaseLost
+from trainer.preemption import grace_seconds, grace_warning
 from trainer.retention import clean
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ class Saver:
         self._postponed = False
         self._save_seconds = self._stolen = 0.0
         self._saves = self._failures = 0
+        # Those below belong to the training thread.
+        self._asked_at = self._iteration_seconds = 0.0
+        self._warned = False
         self._thread = threading.Thread(target=self._work, name="checkpoint-saver", daemon=True)
         self._thread.start()
 
@@ -114,7 +118,10 @@ class Saver:
         self.close()
 
     def due(self, scheduled: bool, iteration: int) -> bool:
-        """Whether to save now: a save is scheduled (or was postponed) and none is in flight."""
+        """Whether to save now: a save is scheduled (or was postponed) and none is in flight. For every iteration."""
+        now = time.monotonic()
+        self._iteration_seconds, self._asked_at = (now - self._asked_at if self._asked_at else 0.0), now
+        self._warn_of_grace()
         with self._state:
             if scheduled:
                 self._due_since = self._due_since if self._due_since is not None else time.monotonic()
@@ -293,6 +300,15 @@ class Saver:
         if on_device:
             torch.cuda.synchronize()
         return dict(self._buffers)
+
+    def _warn_of_grace(self) -> None:
+        """Say once that the last save of a preempted run would not fit into the time it is given."""
+        with self._state:
+            save_seconds = self._save_seconds
+        warning = grace_warning(save_seconds, self._iteration_seconds, grace_seconds(self._config.grace_seconds))
+        if warning is not None and save_seconds and not self._warned:
+            self._warned = True
+            logger.warning("%s", warning)
 
     def _durable_text(self) -> str:
         if self._durable is None:

@@ -21,7 +21,7 @@ _SINGLE_PUT_BYTES = 5 * 2**30
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "default_fill_cache": False,
-    "config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 4, "mode": "standard"}},
+    "config_kwargs": {"connect_timeout": 10, "read_timeout": 30, "retries": {"max_attempts": 2, "mode": "standard"}},
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointConfig, CheckpointStore, state_hash
+from trainer.checkpoint import CheckpointConfig, CheckpointStore, StoreFailure, state_hash
 from trainer.checkpoint_verbs import main
 from trainer.errors import CheckpointError
 
@@ -218,3 +218,21 @@ def test_verbs(store: CheckpointStore, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["list", str(tmp_path)]) == 0
     assert main(["hash", str(tmp_path), "--iteration", "7"]) == 3
     assert "no checkpoint of iteration 7" in capsys.readouterr().err
+
+
+def test_store_that_fails_is_not_taken_for_damage(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.save(1, make_state(1))
+
+    def unreachable(path: str) -> bytes:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(store.store, "get", unreachable)
+    with pytest.raises(StoreFailure, match=r"^run\.dir: the store of .* failed: ConnectionError: no route") as failure:
+        store.restore(set_aside=True)
+    assert failure.value.exit_status == 1
+    monkeypatch.undo()
+    newest = store.newest()
+    assert newest is not None
+    assert not list((tmp_path / "checkpoints").rglob("rejected.json"))

@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoint import CheckpointConfig, CheckpointStore
 from trainer.checkpoint_verbs import main
 from trainer.commits import Commit
-from trainer.retention import Cleaning, clean, expendable
+from trainer.retention import Cleaning, clean, expendable, read_scores, record_scores
 
 
 def commit(iteration: int, writer: int = 1) -> Commit:
@@ -58,15 +58,25 @@ def iterations_in(store: CheckpointStore) -> list[int]:
 def test_clean_keeps_the_last_and_the_best(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path), CheckpointConfig(keep_last=2, keep_best="frechet_distance"))
     save(store, 1, 2, 3, 4)
-    store.record_scores(1, {"frechet_distance": 9.0})
-    store.record_scores(2, {"frechet_distance": 5.0, "other": 1.0})
-    store.record_scores(3, {"frechet_distance": float("nan")})
-    store.record_scores(77, {"frechet_distance": 0.0})
+    record_scores(store, 1, {"frechet_distance": 9.0})
+    record_scores(store, 2, {"frechet_distance": 5.0, "other": 1.0})
+    record_scores(store, 3, {"frechet_distance": float("nan")})
+    record_scores(store, 77, {"frechet_distance": 0.0})
     cleaning = clean(store)
     assert iterations_in(store) == [2, 3, 4]
     assert [name[:18] for name in cleaning.checkpoints] == ["iteration-00000001"]
     assert not (tmp_path / "checkpoints" / cleaning.checkpoints[0]).exists()
     assert clean(store) == Cleaning([], [])
+
+
+def test_scores_in_the_manifest_count_until_others_are_recorded(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path), CheckpointConfig(keep_last=1, keep_best="accuracy", keep_best_is="higher"))
+    for iteration, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        store.save(iteration, {"weight": torch.ones(1)}, {"scores": {"accuracy": accuracy}})
+    assert sorted(read_scores(store, store.commits(), "accuracy").values()) == [0.5, 0.7, 0.9]
+    record_scores(store, 2, {"accuracy": 0.1})
+    clean(store)
+    assert iterations_in(store) == [3]
 
 
 def test_nothing_is_deleted_while_the_newest_does_not_read_back(

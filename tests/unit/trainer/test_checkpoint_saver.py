@@ -246,3 +246,19 @@ def test_synchronous_on_request(make: Callable[..., tuple[Saver, Gate]], tmp_pat
     saver.save(1, state(1.0))
     assert restored(tmp_path) == (1, 1.0)
     assert 0 < saver.status().stolen_seconds <= time.monotonic() - before
+
+
+def test_save_that_does_not_fit_into_the_grace_period_is_told_once(
+    make: Callable[..., tuple[Saver, Gate]], caplog: pytest.LogCaptureFixture
+) -> None:
+    saver, gate = make(grace_seconds=0.02)
+    assert not saver.due(False, 0)
+    gate.open.clear()
+    saver.save(1, state(1.0))
+    time.sleep(0.03)  # the save lasts longer than the grace period, whatever else happens
+    gate.open.set()
+    assert saver.wait(LONG)
+    assert not saver.due(False, 1)
+    assert not saver.due(False, 2)
+    warnings = [message for message in caplog.messages if "checkpoint.grace_seconds" in message]
+    assert len(warnings) == 1
