@@ -1,24 +1,36 @@
 """The command line of make_shards."""
 
 import argparse
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data_pipeline.errors import DataError
+from data_pipeline.foreign_shards import index_shards
 from data_pipeline.images import ImageOptions
+from data_pipeline.manifest import Manifest
 from data_pipeline.sources.base import Source
+from data_pipeline.sources.cifar import CifarSource
+from data_pipeline.sources.class_names import read_class_names
+from data_pipeline.sources.folder import FolderSource
 from data_pipeline.sources.idx import CLASS_NAMES, IdxSource
+from data_pipeline.sources.imagenet import imagenet_source
 from data_pipeline.storage import Folder
 
-
-class Work(NamedTuple):
-    """What the command line asks for; `settings` are make_shards' keyword arguments."""
-
-    source: Source
-    output: Folder
-    options: ImageOptions
-    settings: dict[str, Any]
+_HELP = """
+SOURCE is one of
+  folder    one sub-folder per class
+  imagenet  ILSVRC2012_img_train.tar (a tar of tars, read in place), a folder of its inner tars, or its unpacked folders
+  idx       the MNIST family: a folder with the four IDX files
+  cifar     CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
+  shards    a folder of WebDataset tars that somebody else made: they are indexed where they are, nothing is copied
+INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command goes on.
+"""
+_PHOTOGRAPHS: dict[str, Any] = {"size": 128, "fit": "crop", "encoding": "jpeg"}
+_SMALL: dict[str, Any] = {"size": 32, "fit": "pad", "encoding": "png"}
+_DEFAULTS = {"folder": _PHOTOGRAPHS, "imagenet": _PHOTOGRAPHS, "idx": _SMALL, "cifar": _SMALL}
 
 
 def _positive(text: str) -> int:
@@ -39,30 +51,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.make_shards",
         description="Make WebDataset shards, their indexes and manifest.json from labelled images.",
-        epilog="INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command goes on.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", choices=["idx"], metavar="SOURCE", help="idx: the MNIST family")
+    parser.add_argument("source", choices=["folder", "imagenet", "idx", "cifar", "shards"], metavar="SOURCE")
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
     image = parser.add_argument_group("images")
-    image.add_argument("--size", type=_positive, help="width and height of the samples (default: 32 for idx)")
+    image.add_argument("--size", type=_positive, help="width and height of the samples (128; 32 for idx and cifar)")
     image.add_argument(
-        "--fit", choices=["crop", "pad", "stretch"], help="how an image becomes a square (default: pad for idx)"
+        "--fit",
+        choices=["crop", "pad", "stretch"],
+        help="centred square, black bars, or distortion (crop; pad for idx and cifar)",
     )
-    image.add_argument("--encoding", choices=["jpeg", "png"], help="png is lossless (default: png for idx)")
+    image.add_argument("--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx and cifar)")
     image.add_argument("--quality", type=int, default=95, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
     image.add_argument("--chroma", choices=["444", "422", "420"], default="444", help="JPEG's chroma sampling (444)")
     image.add_argument(
         "--minimum-side", type=_positive, default=1, help="exclude images whose shorter side is less (1)"
     )
+    image.add_argument("--grey", action="store_true", help="one channel instead of RGB")
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
     image.add_argument(
         "--max-unreadable", type=_share, default=0.01, help="share of unreadable images that stops the work (0.01)"
     )
-    idx = parser.add_argument_group("idx")
-    idx.add_argument("--split", choices=["train", "test"], default="train")
+    image.add_argument(
+        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet and shards"
+    )
+    idx = parser.add_argument_group("idx and cifar")
+    idx.add_argument("--split", choices=["train", "test"], default="train", help="(train)")
     idx.add_argument(
-        "--family", choices=sorted(CLASS_NAMES), help="whose class names (default: known by the files' digest)"
+        "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
     work = parser.add_argument_group("work")
     work.add_argument("--samples-per-shard", type=_positive, default=10_000, help="(10000)")
@@ -72,18 +91,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: Sequence[str] | None) -> Work:
+def _source(given: argparse.Namespace, folder: Folder, names: dict[str, str] | None) -> Source:
+    match given.source:
+        case "idx":
+            return IdxSource(folder, split=given.split, family=given.family)
+        case "cifar":
+            return CifarSource(given.input, split=given.split)
+        case "imagenet":
+            return imagenet_source(given.input, names)
+        case _:
+            return FolderSource(folder, names)
+
+
+def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
     """The work that the command line asks for. Raises DataError, and SystemExit(2) for a wrong command line."""
-    from data_pipeline.make_shards import default_jobs
+    from data_pipeline.make_shards import make_shards
 
     given = _parser().parse_args(arguments)
-    folder = Folder(given.input)
-    source = IdxSource(folder, split=given.split, family=given.family)
+    folder, output = Folder(given.input), Folder(given.output)
+    names = read_class_names(given.class_names) if given.class_names else None
+    jobs = given.jobs or len(os.sched_getaffinity(0))
+    if given.source == "shards":
+        return functools.partial(
+            index_shards, folder, output, names=names, jobs=jobs, dry_run=given.dry_run, overwrite=given.overwrite
+        )
+    default = _DEFAULTS[given.source]
     options = ImageOptions(
-        size=given.size or 32,
-        channels=1,
-        fit=given.fit or "pad",
-        encoding=given.encoding or "png",
+        size=given.size or default["size"],
+        channels=1 if given.grey or given.source == "idx" else 3,
+        fit=given.fit or default["fit"],
+        encoding=given.encoding or default["encoding"],
         quality=given.quality,
         chroma=given.chroma,
         minimum_side=given.minimum_side,
@@ -94,14 +131,17 @@ def parse(arguments: Sequence[str] | None) -> Work:
             exclude = frozenset(line.strip() for line in given.exclude.read_text().splitlines() if line.strip())
         except OSError as error:
             raise DataError(f"--exclude: {given.exclude} cannot be read ({error.strerror})") from None
-    settings = {
-        "description": given.source,
-        "where": folder,
-        "samples_per_shard": given.samples_per_shard,
-        "jobs": given.jobs or default_jobs(),
-        "max_unreadable": given.max_unreadable,
-        "exclude": exclude,
-        "overwrite": given.overwrite,
-        "dry_run": given.dry_run,
-    }
-    return Work(source, Folder(given.output), options, settings)
+    return functools.partial(
+        make_shards,
+        _source(given, folder, names),
+        output,
+        options,
+        description=given.source,
+        where=folder,
+        samples_per_shard=given.samples_per_shard,
+        jobs=jobs,
+        max_unreadable=given.max_unreadable,
+        exclude=exclude,
+        overwrite=given.overwrite,
+        dry_run=given.dry_run,
+    )

@@ -1,6 +1,7 @@
 """From any decoded image to the square 8-bit pixels of a shard, and to its bytes. One fixed antialiased filter:
 Pillow's Lanczos."""
 
+import contextlib
 import io
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,6 +12,9 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 FILTER = Image.Resampling.LANCZOS
+
+_COLORSPACES = {"L": "GRAY", "RGB": "RGB"}
+_ORIENTATION = 0x0112  # EXIF's tag
 
 Fit = Literal["crop", "pad", "stretch"]
 Chroma = Literal["444", "422", "420"]
@@ -44,6 +48,21 @@ class ImageOptions:
             del options["quality"], options["chroma"]
         options["filter"] = "lanczos"
         return options
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Decode an image file's bytes. Raises OSError, ValueError or SyntaxError with the reason where it is damaged.
+
+    JPEGs that need nothing special go through simplejpeg, a quarter faster and with the same pixels; the rest through
+    Pillow.
+    """
+    image = Image.open(io.BytesIO(data))
+    if image.format == "JPEG" and image.mode in _COLORSPACES and image.getexif().get(_ORIENTATION, 1) == 1:
+        with contextlib.suppress(ValueError):
+            pixels = simplejpeg.decode_jpeg(data, _COLORSPACES[image.mode])
+            return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
+    image.load()
+    return image
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:

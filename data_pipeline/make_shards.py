@@ -7,14 +7,11 @@ on the input and the options alone. Finished shards are kept, so an interrupted 
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +24,7 @@ from data_pipeline.manifest import FILE_NAME, ClassInfo, Manifest, ShardInfo, pa
 from data_pipeline.shard_writer import ShardResult, write_shard
 from data_pipeline.sources.base import Item, Listing, Source
 from data_pipeline.storage import Folder
+from data_pipeline.workers import worker_pool
 
 _PROGRESS = "unfinished"
 _PURPOSE = 2  # of the order's keys: neither samples (0) nor shards (1) of an epoch
@@ -51,10 +49,6 @@ class Plan:
     @staticmethod
     def name(shard: int) -> str:
         return f"shard-{shard:05d}.tar"
-
-
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the workers
 
 
 def _write(
@@ -119,9 +113,7 @@ def _run(
         for shard in todo:
             yield shard, _write(source, plan.items(shard), options, plan.name(shard), output)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_ignore_interrupts)
-    try:
+    with worker_pool(min(jobs, len(todo))) as pool:
         waiting = iter(todo)
         running: dict[Future[ShardResult], int] = {}
         while True:
@@ -134,10 +126,6 @@ def _run(
                 return
             for work in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(work), work.result()
-    finally:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()  # nobody waits for a shard that an interrupt makes useless
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def check_classes(listing: Listing, where: object) -> None:
@@ -177,7 +165,7 @@ def make_shards(
         raise DataError(
             f"--exclude: {sorted(unknown)[0]} is not in INPUT ({len(unknown)} such names); correct the list"
         )
-    kept = Listing(listing.classes, [item for item in listing.items if item.name not in exclude])
+    kept = listing._replace(items=[item for item in listing.items if item.name not in exclude])
     check_classes(kept, where)
     plan = Plan(kept, options, samples_per_shard, description)
     print(
@@ -246,6 +234,7 @@ def _manifest(plan: Plan, results: list[ShardResult], options: ImageOptions, exc
         report={
             "listed": len(plan.listing.items) + excluded,
             "excluded": excluded,
+            "other_files": plan.listing.ignored,
             "too_small": sum(result.too_small for result in results),
             "written": sum(result.samples for result in results),
             "unreadable": [list(entry) for result in results for entry in result.unreadable],
@@ -254,17 +243,12 @@ def _manifest(plan: Plan, results: list[ShardResult], options: ImageOptions, exc
     ).with_fingerprint()
 
 
-def default_jobs() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted."""
     from data_pipeline.arguments import parse
 
     try:
-        work = parse(arguments)
-        manifest = make_shards(work.source, work.output, work.options, **work.settings)
+        manifest = parse(arguments)()
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
@@ -273,6 +257,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if manifest is not None:
         report = manifest.report
+        for name, why in report["unreadable"][:20]:
+            print(f"unreadable: {name}: {why}", file=sys.stderr)
         print(
             f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; "
             f"{len(report['unreadable'])} unreadable, {report['too_small']} too small, {report['excluded']} excluded; "

@@ -23,6 +23,8 @@ class Listing(NamedTuple):
     classes: tuple[tuple[str, str], ...]
     """(readable name, id) of each class, in the order of the labels."""
     items: Sequence[Item]
+    ignored: int = 0
+    """Files that are no images by their names."""
 
 
 class Source(Protocol):

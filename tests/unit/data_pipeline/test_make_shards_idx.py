@@ -20,7 +20,8 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def run(*arguments: object) -> int:
-    return make_shards.main([str(argument) for argument in arguments])
+    jobs = [] if "--jobs" in arguments else ["--jobs", "1"]
+    return make_shards.main([str(argument) for argument in arguments] + jobs)
 
 
 def test_same_bytes_for_any_jobs_and_again(
