@@ -21,23 +21,21 @@ SINGLE = [sys.executable, "trainer/main.py"]
 DDP = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", "cluster/launch/cpu.yaml"]
 DDP.append("trainer/main.py")
 LAUNCHES = {"single": SINGLE, "ddp": DDP}
-SETTINGS = {
-    "run.log_every": 1,
-    "run.sample_every": 0,
-    "run.checkpoint_every": 5,
-    "run.heartbeat_every": 0,
-    "batch.replicas": 2,
-    "batch.real_per_replica": 2,
-    "batch.generated_per_replica": 2,
-    "generator.channels": 4,
-    "discriminator.channels": 4,
-    "model.latent_dim": 8,
-}
+EXPERIMENT = """
+run: {seed: 3, checkpoint_every: 5, log_every: 1, sample_every: 0, heartbeat_every: 0}
+batch: {replicas: 2, real_per_replica: 2, generated_per_replica: 2}
+model: {resolution: 32, image_channels: 1, classes: 10, latent_dim: 8}
+generator: {name: resnet, channels: 4}
+discriminator: {name: resnet, channels: 4, conditioning: {name: projection}}
+objective: {name: adversarial}
+schedule: {discriminator_steps: 1, stages: [{until: 1000000}]}
+ema: {decay: 0.9}
+"""
 _WAIT_SECONDS = 240.0
 
 
 def make_shards(folder: Path) -> Path:
-    """Shards of 64 grey images of 10 classes, made by the project's own command."""
+    """Shards of 64 grey images of 10 classes, made by the project's own command; beside them experiment.yaml."""
     source, shards = folder / "idx", folder / "shards"
     source.mkdir()
     images = np.random.default_rng(5).integers(0, 256, (64, 28, 28), dtype=np.uint8)
@@ -47,6 +45,7 @@ def make_shards(folder: Path) -> Path:
         (source / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes()))
     command = [sys.executable, "-m", "data_pipeline.make_shards", "idx", str(source), str(shards)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
     return shards
 
 
@@ -62,10 +61,10 @@ class Training:
         iterations: int,
         settings: Mapping[str, object] | None = None,
     ) -> None:
-        given = {**SETTINGS, "run.dir": url, "data.shards": shards, "run.iterations": iterations, **(settings or {})}
+        given = {"run.dir": url, "data.shards": shards, "run.iterations": iterations, **(settings or {})}
         overrides = [part for name, value in given.items() for part in (f"--{name}", str(value))]
         self.url = url
-        self.command = [*LAUNCHES[launch], "configs/fashion32_projection.yaml", *overrides]
+        self.command = [*LAUNCHES[launch], str(shards.parent / "experiment.yaml"), *overrides]
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC")},
             "OMP_NUM_THREADS": "1",

@@ -5,8 +5,9 @@
     crash_writer.py rivals URL ROUNDS         two writers started at once on one run
 
 All that touches a store happens in forked children: they have torch imported already, so that a writer starts in
-milliseconds. After every kill a further child restores the run as a training would and compares it with what is known: the state of
-an iteration is a function of the iteration, and a writer reports each commit through a pipe once it is durable.
+milliseconds. After every kill a further child restores the run as a training would and compares it with what is known:
+the state of an iteration is a function of the iteration, and a writer reports each commit through a pipe once it is
+durable.
 """
 
 import importlib

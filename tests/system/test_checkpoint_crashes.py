@@ -19,6 +19,7 @@ from crash_s3 import S3Server
 
 WRITER = Path(__file__).with_name("crash_writer.py")
 STORES = ["local", "s3"]
+pytestmark = pytest.mark.xdist_group("checkpoint-crashes")  # one S3 server for all
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,46 @@ def test_store_operations_on_s3(s3: S3Server) -> None:
         print("all")
     """
     assert Place(s3.url("operations"), s3.environment).python(program) == "all\n"
+
+
+def test_store_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    program = """if True:
+        import sys, threading, time, torch
+        from trainer.checkpoint import CheckpointStore
+        from trainer.saver import Saver
+        checkpoints = CheckpointStore(sys.argv[1])
+        checkpoints.acquire()
+        with Saver(checkpoints) as saver:
+            saver.save(1, {"a": torch.ones(1000)})
+            saver.wait()
+            print("durable", flush=True)
+            sys.stdin.readline()  # the server is gone now
+            saver.save(2, {"a": torch.ones(2000)})
+            while not saver.status().failures:
+                saver.poll()
+                time.sleep(0.05)
+            print("failing", flush=True)
+            saver.wait()
+            print(f"durable of {saver.status().durable_iteration}", flush=True)
+    """
+    with S3Server(tmp_path) as server:
+        command = [sys.executable, "-c", program, server.url("run")]
+        environment = {**os.environ, **server.environment, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, text=True, bufsize=1, **pipes) as writer:
+            assert writer.stdin is not None
+            assert writer.stdout is not None
+            assert writer.stderr is not None
+            try:
+                assert writer.stdout.readline() == "durable\n"
+                server.stop()
+                print("go", file=writer.stdin, flush=True)
+                assert writer.stdout.readline() == "failing\n"
+                server.start()
+                assert writer.stdout.readline() == "durable of 2\n"
+                assert "checkpoint of iteration 2 could not be written" in writer.stderr.read()
+            finally:
+                writer.kill()
 
 
 def test_verbs_on_s3(s3: S3Server) -> None:

@@ -15,6 +15,8 @@ sys.path.append(str(Path(__file__).parent))
 from crash_s3 import S3Server
 from crash_training import Training, kill_and_resume, make_shards
 
+pytestmark = pytest.mark.xdist_group("checkpoint-training")  # one set of shards for all
+
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -85,7 +87,7 @@ MORE = [
 def stop_cleanly(make: Make, row: Stop) -> float:
     """Start, ask, and check everything that a stop promises; returns the seconds from the request to the end."""
     where, _, whom = row.whom.rpartition(" ")
-    training = make(row.launch, where or "local", "run", 4000, **{"run.checkpoint_every": 50_000})
+    training = make(row.launch, where or "local", "run", 100_000, **{"run.checkpoint_every": 50_000})
     with training.start() as life:
         assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
         begun = time.monotonic()
@@ -135,7 +137,7 @@ def test_proof_stops_cleanly(make: Make, row: Stop, capsys: pytest.CaptureFixtur
 @pytest.mark.timeout(600)
 def test_proof_usr1_kills_a_launcher_but_not_the_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Why nobody may send SIGUSR1 to `accelerate launch`: it dies of it, and leaves the training to itself."""
-    training = make("ddp", "local", "run", 4000)
+    training = make("ddp", "local", "run", 100_000)
     with training.start() as life:
         assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
         ranks = life.ranks()
