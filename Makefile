@@ -61,4 +61,4 @@ $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json: $(FASHION)/%/manif
 	python -m data_pipeline.make_shards idx data/fashion-mnist $(FASHION)/$* --split $*
 
 $(FASHION)/classifier.safetensors: $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json
-	python -m trainer.train_classifier $(FASHION)/train $(FASHION)/test --out $@ --epochs 2 --minimum 0.9
+	python -m trainer.train_classifier $(FASHION)/train $(FASHION)/test --out $@ --minimum 0.9
