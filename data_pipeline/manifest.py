@@ -62,7 +62,7 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        return sum(shard.samples for shard in self.shards)
+        return sum(entry.samples for entry in self.classes)
 
     @property
     def total_bytes(self) -> int:
@@ -126,8 +126,11 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
             plan=str(document["plan"]),
             fingerprint=hashlib.sha256(data).hexdigest(),
         )
-        if manifest.samples != document["samples"]:
-            raise ValueError(f"its shards hold {manifest.samples} samples, it says {document['samples']}")
+        held = sum(shard.samples for shard in manifest.shards)
+        if not manifest.samples == held == document["samples"]:
+            raise ValueError(
+                f"its shards hold {held} samples, its classes {manifest.samples}, it says {document['samples']}"
+            )
     except DataError:
         raise
     except (ValueError, KeyError, TypeError) as error:

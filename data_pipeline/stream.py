@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, load_index, load_manifest
 from data_pipeline.order import Ids, Order
 from data_pipeline.remote_shards import RemoteShards, default_cache_dir
+from data_pipeline.selection import class_numbers, select_classes, select_records
 from data_pipeline.shard_files import LocalShards
 from data_pipeline.storage import Folder
 from data_pipeline.store import Counters, Limits
@@ -55,6 +56,8 @@ class DataConfig:
 
     shards: str
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
+    classes: tuple[int | str, ...] | str | None = None
+    """Classes to use, by number, id or name, or `split i of n`; null: all. Labels are numbered anew."""
     shuffle_window: Annotated[int, Field(ge=1)] | None = None
     """Samples that are shuffled among each other; null: the whole epoch is one uniform permutation."""
     cache_dir: str | None = None
@@ -118,6 +121,7 @@ class Stream:
         self,
         manifest: Manifest,
         records: index.Records,
+        places: Ids,
         order: Order,
         shards: _Shards,
         *,
@@ -131,11 +135,11 @@ class Stream:
         ahead_bytes: int = 0,
         counters: Counters | None = None,
     ) -> None:
-        """`horizon`: positions of each replica that the shards are told of in advance (0: none), `ahead_bytes`: how
-        much of it."""
+        """`records` and `places` (in their shards): of the samples that the order counts. `horizon`: positions of
+        each replica that the shards are told of in advance (0: none), `ahead_bytes`: how much of it."""
         self.manifest = manifest
         self.wait_seconds = 0.0
-        self._records, self._order, self._shards = records, order, shards
+        self._records, self._places, self._order, self._shards = records, places, order, shards
         self._held, self._batch_size = tuple(held), batch_size
         self._next_batch = first_batch
         self._prefetch = prefetch_batches
@@ -225,7 +229,7 @@ class Stream:
                 decode_into(data, out[row])
             except (ValueError, OSError) as error:
                 raise DataError(
-                    f"{self._shards.name(shard)}: sample {self._place(shard, int(ids[row]))} at byte {offset} "
+                    f"{self._shards.name(shard)}: sample {self._places[ids[row]]} at byte {offset} "
                     "cannot be decoded "
                     f"({error}); make the shard again"
                 ) from None
@@ -240,14 +244,11 @@ class Stream:
             if zlib.crc32(data) == crc:
                 return data
         raise DataError(
-            f"{self._shards.name(shard)}: sample {self._place(shard, sample)} ({size} bytes at byte {offset}) "
+            f"{self._shards.name(shard)}: sample {self._places[sample]} ({size} bytes at byte {offset}) "
             "has a wrong CRC32; "
             "the shard is damaged, run `python -m data_pipeline.manifest verify` on its folder and copy the "
             "shard again"
         )
-
-    def _place(self, shard: int, sample: int) -> int:
-        return int(sample - self._order.starts[shard])
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, for TensorBoard."""
@@ -290,19 +291,13 @@ def open_stream(
         raise DataError(f"batch.real_per_replica: {batch_size} samples make no batch; use 1 or more")
     limits = Limits(deadline=config.fetch_deadline, request=config.fetch_request_timeout)
     folder = Folder(config.shards, limits)
-    manifest = load_manifest(folder)
-    order = Order(
-        [shard.samples for shard in manifest.shards],
-        seed=seed,
-        replicas=replicas,
-        shuffle_window=config.shuffle_window,
-    )
+    whole = load_manifest(folder)
+    numbers, manifest = class_numbers(whole, config.classes), select_classes(whole, config.classes)
     counters = Counters()
-    if folder.local is not None:
-        records = np.concatenate([load_index(folder, shard) for shard in manifest.shards])
-    else:
-        with ThreadPoolExecutor(8, thread_name_prefix="index") as pool:
-            records = np.concatenate(list(pool.map(lambda shard: load_index(folder, shard), manifest.shards)))
+    with ThreadPoolExecutor(8 if folder.local is None else 1, thread_name_prefix="index") as pool:
+        indexes = list(pool.map(lambda shard: load_index(folder, shard), whole.shards))
+    records, sizes, places = select_records(indexes, numbers, len(whole.classes))
+    order = Order(sizes, seed=seed, replicas=replicas, shuffle_window=config.shuffle_window)
     holder = Folder(manifest.base, limits) if manifest.base else folder
     shards: _Shards
     if holder.local is not None:
@@ -312,11 +307,12 @@ def open_stream(
         _check_cache_size(config, manifest, order, held)
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
         shards = RemoteShards(holder, manifest, Cache(cache_dir, config.cache_bytes, counters), counters)
-    total = sum(shard.bytes for shard in manifest.shards)
+    total = _needed_bytes(manifest, order)
     sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
     return Stream(
         manifest,
         records,
+        places,
         order,
         shards,
         held=held,
@@ -331,6 +327,10 @@ def open_stream(
     )
 
 
+def _needed_bytes(manifest: Manifest, order: Order) -> int:
+    return sum(shard.bytes for shard, samples in zip(manifest.shards, order.sizes, strict=True) if samples)
+
+
 def shards_in_order(order: Order, held: Sequence[int], position: int, count: int) -> list[int]:
     """The shards of `count` positions of each held replica, in the order of their first need."""
     ids = np.stack([order.sample_ids(replica, position, count) for replica in held], axis=1).reshape(-1)
@@ -340,7 +340,7 @@ def shards_in_order(order: Order, held: Sequence[int], position: int, count: int
 
 def _check_cache_size(config: DataConfig, manifest: Manifest, order: Order, held: Sequence[int]) -> None:
     """Refuse a cache that cannot hold what one window needs. Raises DataError."""
-    total = sum(shard.bytes for shard in manifest.shards)
+    total = _needed_bytes(manifest, order)
     if config.shuffle_window is None:
         if total > config.cache_bytes:
             raise DataError(

@@ -39,8 +39,8 @@ def _label(suffix: str, data: bytes, where: str) -> int | None:
 
 
 def members(file: IO[bytes], name: str, begin: int = 0) -> Iterator[tarfile.TarInfo]:
-    """The regular files of an uncompressed tar that begins at `begin`. Raises DataError where it is damaged or cut, which
-    tarfile alone passes over when the cut lies in a header."""
+    """The regular files of an uncompressed tar that begins at `begin`. Raises DataError where it is damaged or cut,
+    which tarfile alone passes over when the cut lies in a header."""
     file.seek(begin)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:

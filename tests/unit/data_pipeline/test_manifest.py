@@ -34,7 +34,7 @@ def test_round_trip(shards: Path) -> None:
     [
         ({"format": "other"}, "is not a manifest of shards"),
         ({"version": 2}, "is a manifest of version 2, this program reads version 1"),
-        ({"samples": 301}, "hold 300 samples, it says 301"),
+        ({"samples": 301}, "hold 300 samples, its classes 300, it says 301"),
         ({"shards": [{}]}, "is not a manifest of shards"),
     ],
 )
