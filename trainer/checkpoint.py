@@ -31,6 +31,7 @@ from trainer.commits import (
     NewerFormat,
     check_file,
     encode_manifest,
+    origin_of,
     parse_manifest,
     serialize,
     split_state,
@@ -144,6 +145,8 @@ class CheckpointStore:
         """
         begun = time.monotonic()
         run = self.run_identity()
+        told = {**self._about, **(info or {})}
+        told = {**origin_of(told), **told}
         attempt = Attempt(iteration, self.writer, secrets.token_hex(4))
         parts = list(split_state(tensors, self.config.file_megabytes * 2**20))
         names = [f"state-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
@@ -167,7 +170,7 @@ class CheckpointStore:
                 save_seconds=round(time.monotonic() - begun, 3),
                 state_sha256=state_hash(tensors),
                 files=records,
-                info={**self._about, **(info or {})},
+                info=told,
             )
             if self.lease is not None:
                 self.lease.check()

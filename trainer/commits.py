@@ -5,11 +5,15 @@ the writer's fencing token and the attempt, `iteration-00000050-writer-00003-1f2
 so that the same state always makes the same files.
 """
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -126,6 +130,35 @@ def serialize(part: Mapping[str, torch.Tensor]) -> bytes:
     return content
 
 
+def origin_of(info: Mapping[str, Any]) -> dict[str, str]:
+    """What every manifest tells of its making: the code's version, and a digest of the settings in `info`, if any."""
+    origin = {"code_version": code_version()}
+    if "settings" in info:
+        origin["settings_sha256"] = _digest(json.loads(json.dumps(info["settings"])))
+    return origin
+
+
+@functools.cache
+def code_version() -> str:
+    """The package's version, with the git commit where the code runs from a checkout: "0.1.0+g1f2e3d4c5b6a"."""
+    try:
+        number = version("menagerie")
+    except PackageNotFoundError:
+        number = "unknown"
+    git = Path(__file__).resolve().parent.parent / ".git"
+    with suppress(OSError):
+        head = (git / "HEAD").read_text().strip()
+        if head.startswith("ref: "):
+            name = head.removeprefix("ref: ")
+            loose = git / name
+            packed = git / "packed-refs"
+            lines = [loose.read_text()] if loose.exists() else packed.read_text().splitlines()
+            head = next((line.split()[0] for line in lines if loose.exists() or line.endswith(f" {name}")), "")
+        if re.fullmatch(r"[0-9a-f]{40,}", head):
+            return f"{number}+g{head[:12]}"
+    return number
+
+
 def encode_manifest(commit: Commit) -> bytes:
     """The manifest as indented JSON with a digest of itself, so that a damaged one is known as such."""
     body = {
@@ -158,9 +191,9 @@ def parse_manifest(content: bytes, folder: str) -> Commit:
         raise InvalidCommit(f"{MANIFEST} is not whole JSON ({len(content)} bytes)") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise InvalidCommit(f"{MANIFEST} is not a checkpoint's manifest")
-    version = body.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise NewerFormat(f"format version {version}, this program reads up to {FORMAT_VERSION}")
+    found = body.get("format_version")
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        raise NewerFormat(f"format version {found}, this program reads up to {FORMAT_VERSION}")
     promised = body.pop("sha256", None)
     if promised != _digest(body):
         raise InvalidCommit(f"{MANIFEST} does not have the sha256 that it states: it was altered")

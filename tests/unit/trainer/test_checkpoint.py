@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nothing that was altered ever does."""
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import torch
 
 from trainer.checkpoint import CheckpointConfig, CheckpointStore, StoreFailure, state_hash
 from trainer.checkpoint_verbs import main
+from trainer.commits import encode_manifest
 from trainer.errors import CheckpointError
 
 
@@ -236,3 +238,22 @@ def test_store_that_fails_is_not_taken_for_damage(
     newest = store.newest()
     assert newest is not None
     assert not list((tmp_path / "checkpoints").rglob("rejected.json"))
+
+
+def test_manifest_tells_its_origin(store: CheckpointStore, tmp_path: Path) -> None:
+    first = store.save(1, make_state(1), {"settings": {"run": {"seed": 1}, "stages": (1, 2)}})
+    same = store.save(2, make_state(2), {"settings": {"stages": [1, 2], "run": {"seed": 1}}})
+    other = store.save(3, make_state(3), {"settings": {"run": {"seed": 2}, "stages": [1, 2]}})
+    assert first.info["settings_sha256"] == same.info["settings_sha256"] != other.info["settings_sha256"]
+    manifest = json.loads((folder_of(tmp_path, 1) / "manifest.json").read_text())
+    assert manifest["info"]["settings"]["stages"] == [1, 2]
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\+g[0-9a-f]{12})?|unknown(\+g.*)?", manifest["info"]["code_version"])
+
+
+def test_state_that_is_not_what_the_manifest_states_is_refused(store: CheckpointStore, tmp_path: Path) -> None:
+    """Every file as promised, and yet not the whole state: a writer's mistake, not damage."""
+    commit = store.save(1, make_state(1))
+    incomplete = dataclasses.replace(commit, files=commit.files[:1])
+    (folder_of(tmp_path, 1) / "manifest.json").write_bytes(encode_manifest(incomplete))
+    with pytest.raises(CheckpointError, match="the state does not have the sha256 that its manifest states"):
+        store.newest()
