@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help
+.PHONY: demo test proofs setup lint help study-conditioning
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,13 +37,16 @@ test: setup  ## lint, types, import contract, and the tests (minutes)
 	pytest -m "not slow" -n 2 --dist loadgroup tests
 
 proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=word picks
-	python -m tests.proofs $(ONLY)
+	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
+
+study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (an hour)
+	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning
 
 FASHION := data/fashion32
 demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in a quarter of an hour
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
 	    trainer/main.py configs/fashion32_projection.yaml
-	python -m trainer.evaluate runs/fashion32_projection --classifier $(FASHION)/classifier.safetensors
+	python -m trainer.evaluate runs/fashion32_projection --classifier $(FASHION)/classifier.safetensors --real $(FASHION)/test
 	@echo
 	@echo "samples:      runs/fashion32_projection/samples/"
 	@echo "curves:       .venv/bin/tensorboard --logdir runs/fashion32_projection/tensorboard"

@@ -1,4 +1,4 @@
-"""`python -m trainer.evaluate RUN --classifier FILE`: the class accuracy of a run's generated images, per class."""
+"""`python -m trainer.evaluate RUN --classifier FILE`: class accuracy and diversity of a run's generated images."""
 
 import argparse
 import json
@@ -16,22 +16,29 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--classifier", required=True, help="weights written by python -m trainer.train_classifier")
+    parser.add_argument("--real", metavar="SHARDS", help="real images, to which the diversity is compared")
     parser.add_argument("--iteration", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--samples", type=int, default=2_000, help="generated images, the classes in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the latents")
     options = parser.parse_args(arguments)
     trained = load_generator(options.run, options.iteration)
     judge = GeneratedAccuracy(options.classifier, trained.config.model)
-    per_class = judge.per_class(trained.module, options.seed, options.samples)
-    accuracy = float(per_class.mean())
-    print(f"class accuracy of {options.samples:,} generated images (iteration {trained.iteration:,}):")
-    for name, value in zip(judge.info.class_names, per_class.tolist(), strict=True):
-        print(f"  {name:16} {value:7.1%}  {'#' * round(40 * value)}")
-    print(f"  {'mean':16} {accuracy:7.1%}   the classifier itself, on real test images: {judge.info.test_accuracy:.1%}")
+    generated = judge.judge(trained.module, options.seed, options.samples)
+    accuracy, names = float(generated.accuracy.mean()), judge.info.class_names
+    diversity = generated.diversity(judge.judge_real(options.real)) if options.real else None
+    print(f"{options.samples:,} generated images at iteration {trained.iteration:,}: class accuracy")
+    for label, name in enumerate(names):
+        value = float(generated.accuracy[label])
+        varied = "" if diversity is None else f"  diversity {float(diversity[label]):.2f}"
+        print(f"  {name:16} {value:7.1%}{varied}  {'#' * round(40 * value)}")
+    varied = "" if diversity is None else f"  diversity {float(diversity.mean()):.2f} (1: as diverse as {options.real})"
+    print(f"  {'mean':16} {accuracy:7.1%}{varied}")
+    print(f"  the classifier itself, on real test images: {judge.info.test_accuracy:.1%}")
     record = {
         "measure": "class_accuracy",
         "value": accuracy,
-        "per_class": dict(zip(judge.info.class_names, per_class.tolist(), strict=True)),
+        "per_class": dict(zip(names, generated.accuracy.tolist(), strict=True)),
+        "diversity": None if diversity is None else float(diversity.mean()),
         "samples": options.samples,
         "seed": options.seed,
         "iteration": trained.iteration,

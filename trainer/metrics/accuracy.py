@@ -1,11 +1,17 @@
-"""Class accuracy of generated images: the share that a classifier trained on real images gives the class asked for."""
+"""What a classifier trained on real images says of generated ones.
+
+Class accuracy: the share that it gives the class asked for. Diversity: how much its features of one class vary, as a share
+of how much they vary among real images of the class; 1 is as diverse as the data, 0 is one image per class.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainer import noise
 from trainer.errors import TrainerError
-from trainer.metrics.classifier import load_classifier, predict
+from trainer.metrics.classifier import load_classifier, one_epoch
 from trainer.models import ModelConfig
 
 CHUNK = 50
@@ -49,14 +55,42 @@ class GeneratedAccuracy:
         self.device = torch.device(device)
         self.classifier = classifier.to(device)
 
-    def per_class(self, module: nn.Module, seed: int, samples: int) -> Tensor:
-        """The accuracy of each class [classes], over `samples` images with the classes in turn."""
+    def judge(self, module: nn.Module, seed: int, samples: int) -> "Judgement":
+        """Accuracy and features of `samples` images, the classes in turn."""
         labels = torch.arange(samples) % self.model.classes
         images = generate(module, self.model, labels, seed, self.device)
-        found = torch.cat([predict(self.classifier, part) for part in torch.split(images, 500)]).cpu()
-        right = torch.zeros(self.model.classes).index_add_(0, labels, (found == labels).float())
-        return right / torch.bincount(labels, minlength=self.model.classes).clamp(min=1)
+        return self._judge(images, labels)
+
+    def judge_real(self, shards: str) -> "Judgement":
+        """The same of all real images in `shards`."""
+        batches = list(one_epoch(shards, 500))
+        return self._judge(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
 
     def measure(self, module: nn.Module, seed: int, samples: int) -> float:
         """The mean accuracy over classes."""
-        return float(self.per_class(module, seed, samples).mean())
+        return float(self.judge(module, seed, samples).accuracy.mean())
+
+    @torch.no_grad()
+    def _judge(self, images: Tensor, labels: Tensor) -> "Judgement":
+        parts = [self.classifier.features(part.to(self.device)) for part in torch.split(images, 500)]
+        features = torch.cat(parts)
+        found = self.classifier.head(features).argmax(1).cpu()
+        features = features.cpu().double()
+        chosen = [labels == label for label in range(self.model.classes)]
+        return Judgement(
+            accuracy=torch.stack([(found[rows] == label).double().mean() for label, rows in enumerate(chosen)]),
+            variance=torch.stack([features[rows].var(0).sum() for rows in chosen]),
+        )
+
+
+class Judgement(NamedTuple):
+    """Per class, float64 [classes]."""
+
+    accuracy: Tensor
+    """Share of images that are given the class asked for."""
+    variance: Tensor
+    """Sum over features of their unbiased variance within the class."""
+
+    def diversity(self, real: "Judgement") -> Tensor:
+        """Variance as a share of the real images', [classes]."""
+        return self.variance / real.variance

@@ -50,12 +50,16 @@ class SmallClassifier(nn.Module):
             *convolution(4 * width, 4 * width),
         )
         self.head = nn.Linear(4 * width, classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer sees: [n, 4 * width]."""
+        features: Tensor = self.layers(images).mean((2, 3))
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [n, classes]."""
-        features = self.layers(images).mean((2, 3))
-        logits: Tensor = self.head(features)
+        logits: Tensor = self.head(self.features(images))
         return logits
 
 
@@ -68,9 +72,9 @@ def train_classifier(
     with open_stream(DataConfig(shards=train_shards), seed=seed, replicas=1, held=[0], batch_size=batch_size) as stream:
         manifest = stream.manifest
         model = SmallClassifier(manifest.channels, len(manifest.class_names), width)
-        steps = epochs * (manifest.samples // batch_size)
+        steps = max(2, epochs * manifest.samples // batch_size)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=max(steps, 2))
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
         for _ in range(steps):
             images, labels, _positions = next(stream)
             loss = functional.cross_entropy(model(normalise(images[0])), labels[0])
