@@ -11,7 +11,7 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -25,6 +25,9 @@ from trainer.errors import CheckpointError, SettingError
 from trainer.models import GeneratorConfig, ModelConfig, build_generator
 from trainer.models.layers import BatchNorm2d
 from trainer.stores import Store
+
+if TYPE_CHECKING:
+    from trainer.runs import TrainedGenerator
 
 FORMAT, VERSION = "menagerie-generator", 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -195,7 +198,7 @@ def open_generator(
     from trainer.runs import load_generator  # an export is read without the trainer's configuration
 
     trained = load_generator(source, iteration, average)
-    names, ids = _class_names(trained.config.data)
+    names, ids = _class_names(trained)
     known = len(names) == trained.config.model.classes
     return Generator(
         trained.module.to(device),
@@ -207,10 +210,12 @@ def open_generator(
     )
 
 
-def _class_names(data: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and identifiers from the shards' manifest, where it can be reached."""
+def _class_names(trained: "TrainedGenerator") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and identifiers from the checkpoint, else from the shards' manifest, where it can be reached."""
+    if trained.info.get("class_names"):
+        return tuple(trained.info["class_names"]), tuple(trained.info.get("class_ids", ()))
     try:
-        manifest = load_manifest(data.shards)
+        manifest = load_manifest(trained.config.data.shards)
     except DataError:
         return (), ()
     return manifest.class_names, tuple(entry.id for entry in manifest.classes)

@@ -1,6 +1,7 @@
 """A finished or running run, read from outside: its settings and the generator of one of its checkpoints."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +22,8 @@ class TrainedGenerator:
     """Whether the weights are the run's exponential moving average."""
     state_sha256: str
     """Of the whole checkpoint."""
+    info: dict[str, Any]
+    """What the checkpoint's manifest says besides, such as the names of the classes."""
 
 
 def load_generator(run: str, iteration: int | None = None, average: bool | None = None) -> TrainedGenerator:
@@ -42,5 +45,10 @@ def load_generator(run: str, iteration: int | None = None, average: bool | None 
     weights = {k.removeprefix(prefix): v for k, v in restored.tensors.items() if k.startswith(prefix)}
     module.load_state_dict(weights)
     return TrainedGenerator(
-        module.eval().requires_grad_(False), config, restored.commit.iteration, averaged, restored.commit.state_sha256
+        module.eval().requires_grad_(False),
+        config,
+        restored.commit.iteration,
+        averaged,
+        restored.commit.state_sha256,
+        dict(restored.commit.info),
     )

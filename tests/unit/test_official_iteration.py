@@ -168,7 +168,7 @@ def players(updater, adam):
     return Player("generator", G, adam, launch), Player("discriminator", D, adam, launch), launch
 
 
-def follow(workers, loss="hinge", objective=None, adam=None):
+def follow(workers, loss="hinge", objective=None, adam=None, generator_first=True):
     """Both through the same draws; yields, after each iteration, the largest error of every tensor over its scale."""
     updater = Updater(loss)
     generator, discriminator, launch = players(updater, adam or AdamConfig())
@@ -188,6 +188,7 @@ def follow(workers, loss="hinge", objective=None, adam=None):
             replicas=workers,
             rate_factor=factor,
             seed_layers=lambda sub_step, replica: None,
+            generator_first=generator_first,
         )
         errors = {}
         for player, name in ((generator, "gen"), (discriminator, "dis")):
@@ -216,6 +217,7 @@ def test_every_tensor_follows_the_official_updater_to_rounding(workers, loss):
         {"objective": AdversarialConfig(loss="wasserstein")},
         {"adam": AdamConfig(epsilon_placement="inside_correction", epsilon=1e-3)},
         {"adam": AdamConfig(beta2=0.999)},
+        {"generator_first": False},
     ],
 )
 def test_another_choice_does_not_follow_it(change):

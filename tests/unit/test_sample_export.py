@@ -115,6 +115,22 @@ def test_samples_depend_on_seed_class_and_number_alone(named):
     assert not torch.equal(named.sample([0], count=2, seed=6), several[3:5])
 
 
+def test_class_names_come_from_the_checkpoint_where_it_has_them(tiny, tmp_path):
+    """The shards may be out of reach where one samples."""
+    config = load_config(str(tiny(data={"shards": str(tmp_path / "nowhere")})))
+    state = build_generator(config.generator, config.model).state_dict()
+    tensors = {f"generator/{name}": value for name, value in state.items()}
+    info = {"settings": as_tree(config), "class_names": ["a", "b", "c"], "class_ids": ["n1", "n2", "n3"]}
+    CheckpointStore(config.run.dir).save(1, tensors, info)
+    generator = open_generator(config.run.dir)
+    assert (generator.label("b"), generator.label("n3"), generator.name_of(0)) == (1, 2, "a")
+    CheckpointStore(config.run.dir).save(2, tensors, {"settings": as_tree(config)})
+    generator = open_generator(config.run.dir)
+    assert (generator.label(2), generator.name_of(0)) == (2, "class 0")
+    with pytest.raises(SettingError, match="no class names are known; give the number"):
+        generator.label("b")
+
+
 def test_truncation(named):
     free, bound = named.latents(1, 200, seed=0), named.latents(1, 200, seed=0, truncation=0.5)
     assert free.abs().max() > 2

@@ -170,7 +170,7 @@ def test_conditional_batch_norm_keeps_the_low_precision_of_its_input():
 
 def test_statistics_of_low_precision_batches_do_not_depend_on_the_replica():
     """Switching the update off must not switch the kernel to low-precision statistics."""
-    norm = BatchNorm2d(3)
+    norm = BatchNorm2d(3, affine=False)
     x = torch.randn(16, 3, 8, 8, dtype=torch.bfloat16) * 3 + 5
     first = norm(x)
     norm.update_statistics = False
