@@ -85,7 +85,12 @@ def _official_config(snapshots: Snapshots, run: str, iteration: int) -> Config:
     tree = {
         "run": {"dir": run, "iterations": end},
         "data": {"shards": f"data/official{resolution}/train"},
-        "batch": {"replicas": replicas, "real_per_replica": real, "generated_per_replica": generated},
+        "batch": {
+            "replicas": replicas,
+            "real_per_replica": real,
+            "generated_per_replica": generated,
+            "dequantize": resolution != 32,  # the official CIFAR code adds no noise
+        },
         **networks,
         "objective": {"name": "adversarial"},
         "schedule": {"stages": [*stages, {"until": end, "learning_rate": "linear_to_zero"}]},

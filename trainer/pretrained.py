@@ -160,7 +160,7 @@ class Generator:
                 self.module(z, y)
                 for z, y in zip(torch.split(latents, batch_size), torch.split(labels, batch_size), strict=True)
             ]
-        return torch.cat(made).cpu()
+        return torch.cat(made)
 
     def sample(
         self, classes: Sequence[str | int], count: int = 1, seed: int = 0, truncation: float | None = None
