@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.checkpoint import CheckpointStore, state_hash
+
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = [sys.executable, "trainer/main.py"]
 DDP = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", "cluster/launch/cpu.yaml"]
@@ -90,8 +92,19 @@ class Training:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def hash(self) -> str:
+        """The state's hash of the newest checkpoint, with its iteration."""
+        if "://" in self.url:
+            return self.checkpoints("hash")
+        restored = CheckpointStore(self.url).restore()
+        assert restored is not None
+        return f"{restored.commit.iteration} {state_hash(restored.tensors)}"
+
     def get(self, name: str) -> dict[str, object] | None:
         """A JSON file in the run's folder, None if it is not there."""
+        if "://" not in self.url:
+            path = Path(self.url, name)
+            return json.loads(path.read_text() or "{}") if path.exists() else None
         text = self._store("get", name)
         return json.loads(text) if text is not None else None
 

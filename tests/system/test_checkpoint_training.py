@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -44,12 +45,42 @@ def make(request: pytest.FixtureRequest, shards: Path, tmp_path: Path) -> Make:
     return build
 
 
-def test_killed_run_ends_like_an_undisturbed_one(make: Make) -> None:
-    undisturbed, killed = make("single", "local", "a", 30), make("single", "local", "b", 30)
-    assert undisturbed.complete().process.returncode == 0
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """A run of 30 iterations, with checkpoints of 20, 25 and 30."""
+    training = Training("single", str(tmp_path_factory.mktemp("undisturbed") / "run"), shards, {}, 30)
+    life = training.complete()
+    assert life.process.returncode == 0, life.output[-3000:]
+    return training
+
+
+def test_killed_run_ends_like_an_undisturbed_one(make: Make, undisturbed: Training) -> None:
+    killed = make("single", "local", "run", 30)
     figures = kill_and_resume(killed, kills=1, seed=1, furthest=12)
     assert figures["kills"] == 1
-    assert killed.checkpoints("hash") == undisturbed.checkpoints("hash")
+    assert killed.hash() == undisturbed.hash()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "status", "message"),
+    [(1, 0, "going on from the checkpoint before it: iteration 25"), (3, 3, "not started again from zero")],
+)
+def test_damaged_checkpoints(
+    make: Make, undisturbed: Training, tmp_path: Path, damaged: int, status: int, message: str
+) -> None:
+    training = make("single", "local", "run", 30)
+    shutil.copytree(undisturbed.url, training.url)
+    files = sorted((tmp_path / "run" / "checkpoints").glob("iteration-*/state-*"))
+    assert len(files) == 3
+    for path in files[-damaged:]:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    life = training.complete()
+    assert life.process.returncode == status, life.output[-3000:]
+    assert message in life.output
+    if status == 0:
+        assert training.hash() == undisturbed.hash()  # computed again, bit for bit
 
 
 class Stop(NamedTuple):
@@ -87,7 +118,7 @@ MORE = [
 def stop_cleanly(make: Make, row: Stop) -> float:
     """Start, ask, and check everything that a stop promises; returns the seconds from the request to the end."""
     where, _, whom = row.whom.rpartition(" ")
-    training = make(row.launch, where or "local", "run", 100_000, **{"run.checkpoint_every": 50_000})
+    training = make(row.launch, where or "local", "run", 5000, **{"run.checkpoint_every": 50_000})
     with training.start() as life:
         assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
         begun = time.monotonic()
@@ -137,7 +168,7 @@ def test_proof_stops_cleanly(make: Make, row: Stop, capsys: pytest.CaptureFixtur
 @pytest.mark.timeout(600)
 def test_proof_usr1_kills_a_launcher_but_not_the_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Why nobody may send SIGUSR1 to `accelerate launch`: it dies of it, and leaves the training to itself."""
-    training = make("ddp", "local", "run", 100_000)
+    training = make("ddp", "local", "run", 5000)
     with training.start() as life:
         assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
         ranks = life.ranks()
@@ -167,8 +198,28 @@ def test_proof_killed_five_times(make: Make, launch: str, where: str, capsys: py
     life = undisturbed.complete()
     assert life.process.returncode == 0, life.output[-3000:]
     figures = kill_and_resume(killed, kills=5, seed=3, furthest=20)
-    same = killed.checkpoints("hash") == undisturbed.checkpoints("hash")
+    same = killed.hash() == undisturbed.hash()
     text = " ".join(f"{name}={value}" for name, value in figures.items()).replace(", ", ",")
     with capsys.disabled():
         print(f"\nPROOF checkpoint-training-{launch}-{where}: {'PASS' if same else 'FAIL'} {text} hash_equal={same}")
     assert same
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("launch", "where"), [("single", "local"), ("ddp", "s3")])
+def test_proof_second_start_takes_over(make: Make, launch: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run is started again while its old copy still trains: the old one stops with a message, the new one goes on."""
+    training = make(launch, where, "run", 5000)
+    with training.start() as old:
+        assert old.wait_for(lambda life: len(life.iterations()) >= 12), old.output[-3000:]
+        with training.start() as new:
+            status = old.wait()
+            assert new.wait_for(lambda life: len(life.iterations()) >= 12), new.output[-3000:]
+            assert new.process.poll() is None
+    taken_over = "has taken over this run; this process (writer 1) stops and writes nothing more" in old.output
+    passed = status == (3 if launch == "single" else 1) and taken_over
+    with capsys.disabled():
+        print(f"\nPROOF checkpoint-takeover-{launch}-{where}: {'PASS' if passed else 'FAIL'} exit_status={status}")
+    assert passed, old.output[-3000:]
+    assert "verified, newest" in training.checkpoints("verify")

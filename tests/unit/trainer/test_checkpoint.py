@@ -138,6 +138,11 @@ def test_damaged_newest_is_named_and_the_one_before_is_used(
     assert re.search(message, caplog.messages[0])
     assert folder_of(tmp_path, 2).is_dir()  # kept aside, not deleted
 
+    caplog.clear()
+    again = CheckpointStore(str(tmp_path)).restore(set_aside=True)
+    assert again is not None
+    assert (again.commit.iteration, caplog.messages) == (1, [])  # what was set aside is tried last
+
     damage(folder_of(tmp_path, 1))
     with pytest.raises(CheckpointError, match=message) as refusal:
         CheckpointStore(str(tmp_path)).newest()

@@ -79,6 +79,16 @@ def test_scores_in_the_manifest_count_until_others_are_recorded(tmp_path: Path) 
     assert iterations_in(store) == [3]
 
 
+def test_manifest_goes_first(tmp_path: Path) -> None:
+    steps: list[str] = []
+    store = CheckpointStore(str(tmp_path), CheckpointConfig(keep_last=1), reached=steps.append)
+    save(store, 1, 2)
+    steps.clear()
+    clean(store)
+    assert steps[:4] == ["before read back", "before retention", "before delete of manifest.json", steps[3]]
+    assert "before delete of state-00001-of-00001.safetensors" in steps[3:]
+
+
 def test_nothing_is_deleted_while_the_newest_does_not_read_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

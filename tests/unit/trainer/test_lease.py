@@ -61,8 +61,8 @@ def test_a_start_that_slept_cannot_take_a_forgotten_token(store: Store, monkeypa
     """Token 1 was deleted as history; a process whose listing is from before must not end up with it."""
     acquire(store, [41])
     listing = store.find
-    stale = iter([{}])
-    monkeypatch.setattr(store, "find", lambda folder="": next(stale, None) or listing(folder))
+    stale: list[dict[str, int]] = [{}]
+    monkeypatch.setattr(store, "find", lambda folder="": stale.pop() if stale else listing(folder))
     lease = acquire(store, [])
     assert lease.token == 43
 
