@@ -115,7 +115,8 @@ def save_classifier(path: Path, model: SmallClassifier, info: ClassifierInfo) ->
     """Weights as safetensors, with `info` in the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    save_file(model.state_dict(), temporary, metadata={"menagerie_classifier": json.dumps(asdict(info))})
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, temporary, metadata={"menagerie_classifier": json.dumps(asdict(info))})
     temporary.replace(path)
 
 
