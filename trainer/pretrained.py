@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
+from data_pipeline.selection import select_classes
 from trainer import noise
 from trainer.errors import CheckpointError, SettingError
 from trainer.models import GeneratorConfig, ModelConfig, build_generator
@@ -215,7 +216,7 @@ def _class_names(trained: "TrainedGenerator") -> tuple[tuple[str, ...], tuple[st
     if trained.info.get("class_names"):
         return tuple(trained.info["class_names"]), tuple(trained.info.get("class_ids", ()))
     try:
-        manifest = load_manifest(trained.config.data.shards)
+        manifest = select_classes(load_manifest(trained.config.data.shards), trained.config.data.classes)
     except DataError:
         return (), ()
     return manifest.class_names, tuple(entry.id for entry in manifest.classes)

@@ -113,6 +113,7 @@ def test_samples_depend_on_seed_class_and_number_alone(named):
     assert several.shape == (6, 3, 32, 32)
     torch.testing.assert_close(named.sample([0], count=2, seed=5), several[3:5])
     assert not torch.equal(named.sample([0], count=2, seed=6), several[3:5])
+    assert not torch.equal(named.latents(0, 2, seed=5), named.latents(1, 2, seed=5))
 
 
 def test_class_names_come_from_the_checkpoint_where_it_has_them(tiny, tmp_path):
