@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.selection import select_classes
 from data_pipeline.stream import open_stream
 from trainer.checkpoint import state_hash
 from trainer.config import Config, as_yaml
@@ -13,6 +14,7 @@ from trainer.draws import discriminator_draws, generator_draws, seed_layers
 from trainer.errors import SettingError, TrainerError
 from trainer.iteration import run_iteration
 from trainer.launch import Launch, share_object, sum_over_processes
+from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.mirror import RunFolder
 from trainer.objectives import build_objective
 from trainer.player import Player
@@ -31,6 +33,11 @@ def train(config: Config, launch: Launch) -> bool:
     """
     run, batch = config.run, config.batch
     objective = build_objective(config.objective)
+    # What can be refused is refused before anything is written.
+    _check_shape(config, select_classes(load_manifest(config.data.shards), config.data.classes))
+    judge = None
+    if config.evaluation.classifier:
+        judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
     with ExitStack() as stack:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
@@ -51,12 +58,11 @@ def train(config: Config, launch: Launch) -> bool:
                 pin_memory=launch.device.type == "cuda",
             )
         )
-        _check_shape(config, stream.manifest)
         keeper.check_data(stream.manifest)
 
         # Telemetry: the main process writes it.
         telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
-        report = Reporter(config, launch, stream, telemetry)
+        report = Reporter(config, launch, stream, telemetry, judge)
         if telemetry and folder:
             (folder.path / "config.yaml").write_text(as_yaml(config))
             telemetry.text("settings", as_yaml(config), start)

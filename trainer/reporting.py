@@ -31,11 +31,16 @@ class Reporter:
     Every process has one, since the means are taken over all replicas; only the main process has `telemetry`.
     """
 
-    def __init__(self, config: Config, launch: Launch, stream: Stream, telemetry: Telemetry | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        launch: Launch,
+        stream: Stream,
+        telemetry: Telemetry | None,
+        accuracy: GeneratedAccuracy | None = None,
+    ) -> None:
         self.config, self.launch, self.stream, self.telemetry = config, launch, stream, telemetry
-        self.accuracy = None
-        if telemetry and config.evaluation.classifier:
-            self.accuracy = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
+        self.accuracy = accuracy
         batch = config.batch
         self.real_images = config.schedule.discriminator_steps * batch.replicas * batch.real_per_replica
         self._restart()

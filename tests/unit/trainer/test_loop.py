@@ -1,0 +1,106 @@
+"""The loop as a user meets it, in one process: what it writes, what it refuses, how it goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_pipeline.errors import DataError
+from trainer.checkpoint import CheckpointStore
+from trainer.config import load_config
+from trainer.errors import CheckpointError, SettingError, TrainerError
+from trainer.launch import Launch
+from trainer.loop import train
+
+LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
+Tiny = Callable[..., Path]
+
+
+def run(path: Path, *words: str) -> bool:
+    return train(load_config(str(path), words), LAUNCH)
+
+
+def state_of(folder: Path) -> tuple[int, str]:
+    restored = CheckpointStore(str(folder)).restore()
+    assert restored is not None
+    return restored.commit.iteration, restored.commit.state_sha256
+
+
+def test_a_run_that_goes_on_ends_with_the_same_bits_and_records(tiny: Tiny, tmp_path: Path) -> None:
+    assert run(tiny("straight", run={"sample_every": 3, "iterations": 7}))
+    path = tiny("parts", run={"sample_every": 3, "iterations": 7})
+    assert run(path, "--run.iterations", "2")
+    assert run(path, "--run.iterations", "5", "--run.log_every", "1")
+    assert run(path)
+    assert state_of(tmp_path / "straight") == state_of(tmp_path / "parts")
+
+    def losses(name: str) -> list[tuple[int, float, float]]:
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [(line["iteration"], line["loss/discriminator"], line["score/fake"]) for line in lines]
+
+    assert losses("straight") == losses("parts")
+    assert [iteration for iteration, *_ in losses("parts")] == list(range(1, 8))
+    for picture in ("00000000.png", "00000003.png", "00000006.png", "00000007.png"):
+        one, other = (tmp_path / name / "samples" / picture for name in ("straight", "parts"))
+        assert one.read_bytes() == other.read_bytes()
+    assert {"config.yaml", "checkpoints", "tensorboard", "samples", "metrics.jsonl", "log.txt"} <= {
+        entry.name for entry in (tmp_path / "parts").iterdir()
+    }
+
+
+def test_another_seed_is_another_run(tiny: Tiny, tmp_path: Path) -> None:
+    run(tiny("one"), "--run.iterations", "2")
+    run(tiny("two"), "--run.iterations", "2", "--run.seed", "4")
+    assert state_of(tmp_path / "one")[1] != state_of(tmp_path / "two")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (
+            ["--model.resolution", "64"],
+            SettingError,
+            r"model\.resolution: is 64, but the shards in .* hold images with 32",
+        ),
+        (["--model.image_channels", "3"], SettingError, r"model\.image_channels: is 3, but"),
+        (
+            ["--model.classes", "10"],
+            SettingError,
+            r"model\.classes: is 10, but the shards in .* hold 3 classes; set it to 3",
+        ),
+        (["--data.shards", "nowhere"], DataError, "nowhere"),
+        (["--evaluation.classifier", "nowhere"], TrainerError, r"evaluation\.classifier: cannot read nowhere"),
+    ],
+)
+def test_what_is_refused_writes_nothing(
+    tiny: Tiny, tmp_path: Path, words: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(tiny("refused"), *words)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_finished_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    path = tiny("finished", run={"iterations": 2})
+    run(path)
+    before = state_of(tmp_path / "finished")
+    assert run(path)
+    assert state_of(tmp_path / "finished") == before
+
+
+def test_changes_of_the_science_are_refused(tiny: Tiny) -> None:
+    path = tiny("changed", run={"iterations": 2})
+    run(path)
+    with pytest.raises(SettingError, match=r"batch\.real_per_replica: .*4.*5"):
+        run(path, "--run.iterations", "3", "--batch.real_per_replica", "5")
+    with pytest.raises(CheckpointError, match=r"run\.resume: is 'never', but .* holds a checkpoint of iteration 2"):
+        run(path, "--run.resume", "never")
+
+
+def test_divergence_names_the_number_and_the_iteration(tiny: Tiny) -> None:
+    adam = {"learning_rate": 1e18}
+    path = tiny("diverged", optimizer={"generator": adam, "discriminator": adam})
+    with pytest.raises(TrainerError, match=r"(is (nan|inf|-inf) in the|NaN|infin)"):
+        run(path)
