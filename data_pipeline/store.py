@@ -149,6 +149,8 @@ class Store:
             future = concurrent.futures.Future()
 
             def work() -> None:
+                if not future.set_running_or_notify_cancel():
+                    return
                 try:
                     future.set_result(getattr(self.fs, method)(*arguments, **options))
                 except BaseException as error:

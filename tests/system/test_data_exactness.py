@@ -25,6 +25,8 @@ from data_pipeline import make_shards
 from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.order import Order
 
+pytestmark = pytest.mark.xdist_group("data-exactness")  # one server for all
+
 HERE = Path(__file__).parent
 SAMPLES, REPLICAS, BATCH, SEED = 500, 4, 6, 9
 URL = "s3://runs/exact"

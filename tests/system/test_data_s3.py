@@ -22,6 +22,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
 from data_pipeline.stream import DataConfig, Stream, open_stream
 
+pytestmark = pytest.mark.xdist_group("data-s3")  # one server for all
+
 SAMPLES, BATCH = 600, 20
 
 
