@@ -98,12 +98,12 @@ class Stop(NamedTuple):
 
 QUICK = [
     Stop("single", "SIGTERM", "main", 0, True),
-    Stop("single", "SIGUSR1", "main", 0, True),
-    Stop("single", "SIGINT", "main", 0, False),
     Stop("single", "STOP", "folder", 0, False),
     Stop("ddp", "SIGTERM", "launcher", 1, True),
 ]
 MORE = [
+    Stop("single", "SIGUSR1", "main", 0, True),
+    Stop("single", "SIGINT", "main", 0, False),
     Stop("ddp", "SIGTERM", "main", 0, True),
     Stop("ddp", "SIGTERM", "other", 0, True),
     Stop("ddp", "SIGUSR1", "main", 0, True),
