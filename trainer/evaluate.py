@@ -4,11 +4,11 @@ import argparse
 import json
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 
 from trainer.commands import run_command
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.runs import load_generator
+from trainer.stores import Store
 
 
 def main(arguments: list[str]) -> int:
@@ -49,8 +49,9 @@ def main(arguments: list[str]) -> int:
         "state_sha256": trained.state_sha256,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with (Path(options.run) / "measurements.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    store = Store(options.run)
+    earlier = store.get("measurements.jsonl") if store.exists("measurements.jsonl") else b""
+    store.put("measurements.jsonl", earlier + json.dumps(record).encode() + b"\n")
     return 0
 
 

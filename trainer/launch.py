@@ -148,6 +148,15 @@ def share_object(launch: Launch, value: T) -> T:
     return box[0]
 
 
+def share_failure(launch: Launch, error: TrainerError | None) -> None:
+    """Raise the main process's failure there and leave quietly elsewhere: nobody is left waiting, one process tells it."""
+    status = share_object(launch, error.exit_status if error else 0)
+    if error is not None:
+        raise error
+    if status:
+        raise SystemExit(status)
+
+
 def held_description(launch: Launch, replicas: int) -> str:
     """How the replicas are dealt, for people: "4 replicas on 3 processes (2 + 1 + 1), ddp, fp32, cpu"."""
     base, extra = divmod(replicas, launch.world_size)

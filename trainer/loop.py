@@ -74,20 +74,22 @@ def train(config: Config, launch: Launch) -> bool:
             last = iteration == run.iterations
             new = iteration != start  # at `start` all of this was done before the checkpoint was written
             scheduled = new and iteration % run.checkpoint_every == 0
-            stopping, saving = _agree(launch, stop.requested(), keeper.due(scheduled, iteration))
+            saving = keeper.due(scheduled, iteration)
+            stopping, saving, failed = _agree(launch, stop.requested(), saving, keeper.failure is not None)
             stopping = stopping and not last
+            if failed:
+                keeper.raise_failure()
             if new and (iteration % run.log_every == 0 or last or stopping):
                 report.log(iteration, keeper.status(), keeper.note())
             if (new or start == 0) and (last or (run.sample_every and iteration % run.sample_every == 0)):
                 report.grid(iteration, state.sampled)
+            scores = {}
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
-                report.evaluate(iteration, state.sampled)
+                scores = report.evaluate(iteration, state.sampled)
             if run.heartbeat_every and iteration % run.heartbeat_every == 0:
                 _heartbeat(launch, (state.generator, state.discriminator), iteration)
-            if last or stopping:
-                keeper.save(state, iteration, final=True)
-            elif saving:
-                keeper.save(state, iteration, final=False)
+            if last or stopping or saving:
+                keeper.save(state, iteration, scores, final=last or stopping)
             if last or stopping:
                 reason = "complete" if last else stop.reason or "another process was asked"
                 keeper.end(reason, iteration)
@@ -135,12 +137,12 @@ def _check_shape(config: Config, manifest: Manifest) -> None:
         )
 
 
-def _agree(launch: Launch, stop: bool, save: bool) -> tuple[bool, bool]:
-    """Whether any process was asked to stop, and whether the main one wants to save: the same answer everywhere."""
+def _agree(launch: Launch, *flags: bool) -> tuple[bool, ...]:
+    """Each flag as the same answer everywhere: whether any process raises it."""
     if launch.world_size == 1:
-        return stop, save
-    flags = sum_over_processes(launch, torch.tensor([float(stop), float(save)], device=launch.device)).tolist()
-    return flags[0] > 0, flags[1] > 0
+        return flags
+    sums = sum_over_processes(launch, torch.tensor([float(flag) for flag in flags], device=launch.device))
+    return tuple(total > 0 for total in sums.tolist())
 
 
 def _heartbeat(launch: Launch, players: tuple[Player, ...], iteration: int) -> None:
@@ -154,7 +156,7 @@ def _heartbeat(launch: Launch, players: tuple[Player, ...], iteration: int) -> N
     }
     main = share_object(launch, mine)
     differing = [name for name in mine if mine[name] != main[name]]
-    if _agree(launch, bool(differing), False)[0]:
+    if any(_agree(launch, bool(differing))):
         where = f"here in {', '.join(differing[:5])}" if differing else "not here"
         raise TrainerError(
             f"heartbeat: at iteration {iteration} the processes' parameters differ from those of process 0 (process "

@@ -114,13 +114,14 @@ class Reporter:
         module.train(was_training)
         self.telemetry.grid(iteration, to_uint8(images).view(rows, GRID_COLUMNS, *images.shape[1:]), names)
 
-    def evaluate(self, iteration: int, module: torch.nn.Module) -> None:
-        """The class accuracy of generated images, where a classifier is given."""
+    def evaluate(self, iteration: int, module: torch.nn.Module) -> dict[str, float]:
+        """The class accuracy of generated images, where a classifier is given; measured in the main process."""
         if self.telemetry is None or self.accuracy is None:
-            return
+            return {}
         value = self.accuracy.measure(module, self.config.run.seed, self.config.evaluation.samples)
         self.telemetry.scalars(iteration, {"quality/class_accuracy": value})
         self.telemetry.say(f"iteration {iteration:,}: class accuracy of generated images {value:.1%}")
+        return {"class_accuracy": value}
 
     def _restart(self) -> None:
         self._sums: Scalars = {}

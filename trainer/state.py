@@ -12,8 +12,8 @@ from trainer import noise
 from trainer.checkpoint import CheckpointStore, Commit, Restored
 from trainer.config import Config, as_tree
 from trainer.ema import Ema
-from trainer.errors import CheckpointError, TrainerError
-from trainer.launch import Launch, share_from_main, share_object
+from trainer.errors import CheckpointError, SettingError, TrainerError
+from trainer.launch import Launch, share_failure, share_from_main, share_object
 from trainer.models import build_discriminator, build_generator
 from trainer.player import Player
 from trainer.resume import Change, check_data, check_settings
@@ -23,8 +23,10 @@ logger = logging.getLogger("menagerie")
 
 HARMLESS = (
     *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
+    *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer")),
     *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
     *(f"data.{name}" for name in ("shards", "cache_dir", "cache_bytes", "decode_threads", "prefetch_batches")),
+    *(f"data.{name}" for name in ("fetch_deadline", "fetch_request_timeout")),
     "checkpoint",
     "evaluation",
 )
@@ -77,6 +79,7 @@ class Keeper:
         self.before_write = before_write or (lambda: None)
         self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
         self.saver: Saver | None = None
+        self.failure: TrainerError | None = None
         self.fingerprint: str | None = None
         """Of the shards that the commit was made with; None where the run starts."""
         self.classes: tuple[ClassInfo, ...] = ()
@@ -95,12 +98,7 @@ class Keeper:
                 restored = self._take_up(self.store)
             except TrainerError as found:
                 error = found
-        # A refusal is everybody's: nobody is left waiting in a collective, and one process tells it.
-        status = share_object(self.launch, error.exit_status if error else 0)
-        if error is not None:
-            raise error
-        if status:
-            raise SystemExit(status)
+        share_failure(self.launch, error)
         iteration = share_object(self.launch, restored.commit.iteration if restored else 0)
         tensors = restored.tensors if restored else state.tensors() if self.launch.is_main else None
         state.load(share_from_main(self.launch, tensors))
@@ -118,6 +116,34 @@ class Keeper:
             self.fingerprint = restored.commit.info.get("data_fingerprint")
         durable = restored.commit.iteration if restored else None
         self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
+        return restored or self._initial()
+
+    def _initial(self) -> Restored | None:
+        """What `run.initialize_from` names: another run's commit, with or without Adam's moments."""
+        run = self.config.run
+        if run.initialize_from is None:
+            return None
+        folder, at, number = run.initialize_from.rpartition("@")
+        if at and not number.isdigit():
+            raise SettingError(
+                f"run.initialize_from: is {run.initialize_from!r}; after @ stands the number of an iteration, as in RUN@400000"
+            )
+        restored = CheckpointStore(folder if at else number).restore(int(number) if at else None)
+        if restored is None:
+            raise CheckpointError(
+                f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
+            )
+        if not run.initialize_optimizer:
+            for name, tensor in restored.tensors.items():
+                if name.partition("/")[0].endswith(".adam"):
+                    tensor.zero_()
+        moments = "with" if run.initialize_optimizer else "without"
+        logger.warning(
+            "starting from iteration %d of %s, %s Adam's moments",
+            restored.commit.iteration,
+            run.initialize_from,
+            moments,
+        )
         return restored
 
     def _judge(self, commit: Commit) -> list[Change]:
@@ -136,17 +162,28 @@ class Keeper:
         self.fingerprint, self.classes = manifest.fingerprint, manifest.classes
 
     def due(self, scheduled: bool, iteration: int) -> bool:
-        """Whether the main process wants to save now; raises, there, what must end the run."""
+        """Whether the main process wants to save now. What must end the run is kept for `raise_failure`."""
         if self.saver is None:
             return False
-        self.saver.poll()
+        try:
+            self.saver.poll()
+        except TrainerError as error:
+            self.failure = error
         return self.saver.due(scheduled, iteration)
 
-    def save(self, state: State, iteration: int, *, final: bool) -> None:
-        """Save the state of `iteration`, in the background, or at once and durably if it is the `final` one."""
+    def raise_failure(self) -> None:
+        """Every process calls it once one has `failure`: a lost lease, NaN in the state, a store that fails too long."""
+        share_failure(self.launch, self.failure)
+
+    def save(self, state: State, iteration: int, scores: dict[str, float], *, final: bool) -> None:
+        """Save the state of `iteration`, in the background, or at once and durably if it is the `final` one.
+
+        `scores`: what was measured at this iteration, for `checkpoint.keep_best`.
+        """
         tensors = state.tensors()
         if self.saver is not None:
-            (self.saver.finish if final else self.saver.save)(iteration, tensors, self._info(iteration))
+            info = self._info(iteration) | ({"scores": scores} if scores else {})
+            (self.saver.finish if final else self.saver.save)(iteration, tensors, info)
 
     def end(self, reason: str, iteration: int) -> None:
         """Note that this start ended in good order."""

@@ -99,6 +99,26 @@ def test_changes_of_the_science_are_refused(tiny: Tiny) -> None:
         run(path, "--run.resume", "never")
 
 
+def test_a_run_can_start_from_another_runs_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    """A branch at iteration 2 that changes nothing is the run itself; without Adam's moments it is not."""
+    run(tiny("base", run={"iterations": 4}))
+    base = str(tmp_path / "base")
+    branch = tiny("branch", run={"iterations": 4, "initialize_from": f"{base}@2"})
+    run(branch)
+    assert state_of(tmp_path / "branch") == state_of(tmp_path / "base")
+    run(tiny("fresh", run={"iterations": 4, "initialize_from": f"{base}@2", "initialize_optimizer": False}))
+    assert state_of(tmp_path / "fresh")[1] != state_of(tmp_path / "base")[1]
+    newest = tiny("newest", run={"iterations": 4, "initialize_from": base})
+    run(newest)
+    assert state_of(tmp_path / "newest") == state_of(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="there is no checkpoint of iteration 3"):
+        run(tiny("missing", run={"initialize_from": f"{base}@3"}))
+    with pytest.raises(SettingError, match=r"run\.initialize_from: is '.*@x'; after @ stands the number"):
+        run(tiny("wrong", run={"initialize_from": f"{base}@x"}))
+    with pytest.raises(CheckpointError, match=r"generator: .* has shape"):
+        run(tiny("wider", run={"initialize_from": base}, generator={"name": "resnet", "channels": 16}))
+
+
 def test_divergence_names_the_number_and_the_iteration(tiny: Tiny) -> None:
     adam = {"learning_rate": 1e18}
     path = tiny("diverged", optimizer={"generator": adam, "discriminator": adam})
