@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning
+.PHONY: demo test proofs setup lint help study-conditioning bench-saving
 
 PYTHON ?= python3
 VENV := .venv
@@ -38,6 +38,9 @@ test: setup  ## lint, types, import contract, and the tests (minutes)
 
 proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=word picks
 	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
+
+bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
+	python tests/benchmarks/bench_saving.py
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (an hour)
 	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning
