@@ -8,9 +8,11 @@ theirs> [min..max of rounds]`.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +39,7 @@ LOADERS = {
     "spdl": "spdl on our index simplejpeg",
 }
 SELF_CONTAINED = ("webdataset_simplejpeg", "mosaic", "litdata", "dataloader")
+_SECONDS = 60
 OURS = ("ours", "ours_windowed")
 MAKERS = {"shards_plain": "make_shards over a plain PIL script", "shards_limit": "make_shards over its limit"}
 
@@ -55,13 +58,22 @@ def peers_python() -> Path:
 
 
 def run(python: Path | str, *arguments: object) -> dict[str, float]:
-    """One run in a fresh process. Raises CalledProcessError."""
+    """One run in a fresh process. Raises RuntimeError."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     command = [str(python), str(PARTIES), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    if done.returncode:
-        raise RuntimeError(f"{arguments[0]} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        output, errors = process.communicate(timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{arguments[0]} hangs") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and the workers that peers leave behind
+    if process.returncode:
+        raise RuntimeError(f"{arguments[0]} failed:\n{errors[-2000:]}")
+    return dict(json.loads(output.strip().splitlines()[-1]))
 
 
 def data(python: Path, images: int) -> Path:
@@ -105,8 +117,16 @@ def main() -> None:
     rounds: list[dict[str, dict[str, float]]] = []
     for _ in range(given.rounds):
         rounds.append({})
-        for name in names:
-            rounds[-1][name] = run(sys.executable if name in OURS else python, name, folder, given.images)
+        for name in list(names):
+            try:
+                rounds[-1][name] = run(sys.executable if name in OURS else python, name, folder, given.images)
+            except RuntimeError as error:  # a peer that fails is named and left out; ours must not fail
+                if name in OURS:
+                    raise
+                print(f"left out: {error}", flush=True)
+                names.remove(name)
+                for measured in rounds:
+                    measured.pop(name, None)
         for name in ("shards_ours", *MAKERS):
             if given.only in name:
                 with tempfile.TemporaryDirectory(dir=BUILD) as output:
@@ -127,8 +147,8 @@ def report(rounds: list[dict[str, dict[str, float]]]) -> None:
     for name, what in LOADERS.items():
         if name in rates:
             print(line(what, [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]))
-    if all(name in rates for name in SELF_CONTAINED):
-        best = max(SELF_CONTAINED, key=lambda name: statistics.median(rates[name]))
+    if measured := [name for name in SELF_CONTAINED if name in rates]:
+        best = max(measured, key=lambda name: statistics.median(rates[name]))
         print(
             line(f"best self-contained peer ({best})", [a / b for a, b in zip(rates["ours"], rates[best], strict=True)])
         )

@@ -102,14 +102,15 @@ def webdataset_simplejpeg(folder: Path) -> Iterator[Any]:
 def mosaic(folder: Path) -> Iterator[Any]:
     """mosaicml-streaming: MDS shards of the same JPEGs, simplejpeg."""
     from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
     from torch.utils.data import DataLoader
 
+    clean_stale_shared_memory()  # what a run before this one left keeps the next one waiting for ever
     dataset = StreamingDataset(local=str(folder / "mds"), shuffle=True, batch_size=BATCH)
     loader = DataLoader(
         dataset,
         batch_size=BATCH,
         num_workers=1,
-        persistent_workers=True,
         collate_fn=lambda samples: _simplejpeg_batch([(sample["jpg"], sample["cls"]) for sample in samples]),
     )
     yield from _repeat(loader)

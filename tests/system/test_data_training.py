@@ -27,7 +27,7 @@ PASSING: dict[str, list[Fault]] = {
     "server-error-500-everywhere": [Fault("status", 6, status=500, match="tiny")],
     "stalled-connection": [Fault("stall", 1)],
     "slow-drip": [Fault("drip", 1, rate=400)],
-    "all-the-time": [Fault(kind, probability=0.2) for kind in ("status", "cut", "reset", "short", "flip")],
+    "one-after-the-other": [Fault(kind, 1) for kind in ("status", "cut", "reset", "short", "flip")],
 }
 STAYING: dict[str, tuple[list[Fault], str]] = {
     "forbidden-403": ([Fault("status", status=403)], "access was refused (403"),
