@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import s3fs
+
 KEY, SECRET = "crash-key", "crash-secret"
 _START_SECONDS = 90.0
 
@@ -84,6 +86,8 @@ class S3Server:
         self._wait(f"http://127.0.0.1:{s3}/", f"http://127.0.0.1:{filer}/_ready/ready")
         make_bucket = "import s3fs; s3fs.S3FileSystem().makedirs('runs', exist_ok=True)"
         subprocess.run([sys.executable, "-c", make_bucket], env={**os.environ, **self.environment}, check=True)
+        # Clients are kept by their arguments, not by the environment: an old one would go on asking the server before.
+        s3fs.S3FileSystem.clear_instance_cache()
 
     def stop(self) -> None:
         """Kill the server; what it acknowledged stays in its folder."""
