@@ -39,7 +39,7 @@ LOADERS = {
     "spdl": "spdl on our index simplejpeg",
 }
 SELF_CONTAINED = ("webdataset_simplejpeg", "mosaic", "litdata", "dataloader")
-_SECONDS = 60
+_SECONDS = 150
 OURS = ("ours", "ours_windowed")
 MAKERS = {"shards_plain": "make_shards over a plain PIL script", "shards_limit": "make_shards over its limit"}
 

@@ -114,7 +114,13 @@ def test_an_archive_shaped_as_imagenet(archive: Path, tmp_path: Path) -> None:
         str(tmp_path / "two"),
         *options,
     ]
-    first = subprocess.Popen([*command, "--jobs", "2"], stderr=subprocess.PIPE, start_new_session=True)
+    first = subprocess.Popen(
+        [*command, "--jobs", "2"],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # Tests that a shell runs in the background ignore SIGINT, and hand that down; a terminal's programs do not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not list((tmp_path / "two").glob("shard-*.tar")):
         assert first.poll() is None
         time.sleep(0.01)
