@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning bench-saving
+.PHONY: demo test proofs setup lint help study-conditioning bench-saving bench-data
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=wo
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
 	python tests/benchmarks/bench_saving.py
+
+bench-data: setup  ## the loader beside its peers, in images per CPU-second
+	python tests/benchmarks/bench_data.py
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (an hour)
 	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from data_pipeline.stream import open_stream
+from trainer.checkpoint import CheckpointStore
 from trainer.config import load_config
 from trainer.draws import discriminator_draws, latents_of
 from trainer.launch import Launch
@@ -89,3 +90,20 @@ def test_more_processes_than_replicas_is_refused(tiny: Callable[..., Path], comm
     done = command(tiny(), processes=3)
     assert done.returncode != 0
     assert "batch.replicas: is 2, but the launch started 3 processes" in done.stderr
+
+
+@pytest.mark.parametrize(("processes", "precision"), [(2, "fp32"), (1, "bf16")])
+def test_a_state_is_the_same_bits_on_another_launch(
+    tiny: Callable[..., Path], tmp_path: Path, command: Command, processes: int, precision: str
+) -> None:
+    """A branch that ends where it begins saves what it loaded: the hash of one process in fp32."""
+    assert command(tiny("base"), "--run.iterations", 2).returncode == 0
+    branch = tiny("branch", run={"iterations": 2, "initialize_from": f"{tmp_path / 'base'}@2"})
+    mixed = "no" if precision == "fp32" else precision
+    done = command(branch, processes=processes, ACCELERATE_MIXED_PRECISION=mixed)
+    assert done.returncode == 0, done.stderr
+    base, moved = (CheckpointStore(str(tmp_path / name)).restore() for name in ("base", "branch"))
+    assert base is not None
+    assert moved is not None
+    assert base.commit.state_sha256 == moved.commit.state_sha256
+    assert (moved.commit.info["world_size"], moved.commit.info["precision"]) == (processes, precision)

@@ -86,6 +86,43 @@ def test_initial_weights_are_normal_with_002():
                 assert layer.bias is None or not layer.bias.any()
 
 
+@pytest.mark.parametrize("resolution", [32, 128])
+def test_generator_equals_the_formula(resolution):
+    """One-hot code and latents, linear, ReLU; every input pixel of a transposed convolution adds its kernel at `stride` times
+    its place; batch norm over the pass, ReLU; tanh."""
+    G, _ = networks(resolution)
+    G.double()
+    for layer in G.modules():
+        if isinstance(layer, BatchNorm2d):
+            torch.nn.init.normal_(layer.weight)
+            torch.nn.init.normal_(layer.bias)
+    z, labels = np.random.default_rng(0).normal(size=(3, 6)), np.array([2, 0, 3])
+    h = np.concatenate([z, np.eye(4)[labels]], axis=1)
+    weight, bias = (p.detach().numpy() for p in (G.linear.weight, G.linear.bias))
+    h = np.maximum(h @ weight.T + bias, 0)[:, :, None, None]
+    for layer in G.stages:
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            (stride, _), (padding, _), (kernel, _) = layer.stride, layer.padding, layer.kernel_size
+            weight, (n, _, height, width) = layer.weight.detach().numpy(), h.shape
+            canvas = np.zeros((n, weight.shape[1], (height - 1) * stride + kernel, (width - 1) * stride + kernel))
+            for i in range(height):
+                for j in range(width):
+                    stamp = np.tensordot(h[:, :, i, j], weight, axes=1)
+                    canvas[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel] += stamp
+            h = canvas[:, :, padding : canvas.shape[2] - padding, padding : canvas.shape[3] - padding]
+            h = h + (0 if layer.bias is None else layer.bias.detach().numpy()[None, :, None, None])
+        elif isinstance(layer, BatchNorm2d):
+            mean, var = h.mean((0, 2, 3), keepdims=True), h.var((0, 2, 3), keepdims=True)
+            gain, bias = (p.detach().numpy()[None, :, None, None] for p in (layer.weight, layer.bias))
+            h = (h - mean) / np.sqrt(var + 1e-5) * gain + bias
+        else:
+            assert isinstance(layer, torch.nn.ReLU)
+            h = np.maximum(h, 0)
+    images = G(torch.from_numpy(z), torch.from_numpy(labels)).detach().numpy()
+    assert images.shape == (3, 3, resolution, resolution)
+    np.testing.assert_allclose(images, np.tanh(h), rtol=1e-9, atol=1e-12)
+
+
 def test_discriminator_equals_the_formula():
     """Convolution, batch norm over the pass, leaky ReLU 0.2; two linear heads on the flattened map."""
     _, D = networks(32, dropout=0.0)
