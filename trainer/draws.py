@@ -12,28 +12,34 @@ from trainer.launch import Launch
 from trainer.objectives import Latents, RealAndLatents
 
 
-def latents_of(config: Config, launch: Launch, iteration: int, sub_step: int, replica: int, count: int) -> Latents:
-    """Latents and labels of one replica: sub-step 0 is the generator's step, k >= 1 the k-th discriminator step."""
+def latents_of(
+    config: Config, launch: Launch, iteration: int, sub_step: int, replica: int, count: int, rollbacks: int = 0
+) -> Latents:
+    """Latents and labels of one replica: sub-step 0 is the generator's step, k >= 1 the k-th discriminator step.
+
+    `rollbacks` is part of a run's state: after each rollback the draws are others.
+    """
     model, seed = config.model, config.run.seed
     latents = noise.draw_latents(
-        noise.generator(seed, "latents", iteration, sub_step, replica),
+        noise.generator(seed, _purpose("latents", rollbacks), iteration, sub_step, replica),
         count,
         model.latent_dim,
         model.latent_distribution,
     )
-    labels = noise.draw_labels(noise.generator(seed, "labels", iteration, sub_step, replica), count, model.classes)
+    source = noise.generator(seed, _purpose("labels", rollbacks), iteration, sub_step, replica)
+    labels = noise.draw_labels(source, count, model.classes)
     return Latents(latents.to(launch.device), labels.to(launch.device))
 
 
-def generator_draws(config: Config, launch: Launch, iteration: int) -> list[Latents]:
+def generator_draws(config: Config, launch: Launch, iteration: int, rollbacks: int = 0) -> list[Latents]:
     """The draws of the generator's step, for each replica of this process."""
     count = config.batch.generated_per_replica
     held = launch.held_replicas(config.batch.replicas)
-    return [latents_of(config, launch, iteration, 0, replica, count) for replica in held]
+    return [latents_of(config, launch, iteration, 0, replica, count, rollbacks) for replica in held]
 
 
 def discriminator_draws(
-    config: Config, launch: Launch, stream: Stream, iteration: int
+    config: Config, launch: Launch, stream: Stream, iteration: int, rollbacks: int = 0
 ) -> Iterator[Sequence[RealAndLatents]]:
     """For each discriminator step the draws of this process's replicas: real images, labels, latents, labels.
 
@@ -51,12 +57,16 @@ def discriminator_draws(
             real = normalise(images[row].to(launch.device), source)
             if config.data.horizontal_flip:
                 real = flip_half(real, positions[row], seed, replica)
-            fake = latents_of(config, launch, iteration, sub_step, replica, batch.real_per_replica)
+            fake = latents_of(config, launch, iteration, sub_step, replica, batch.real_per_replica, rollbacks)
             real_labels = labels[row].to(launch.device, copy=True)
             draws.append(RealAndLatents(real, real_labels, fake.latents, fake.labels))
         yield draws
 
 
-def seed_layers(config: Config, iteration: int, sub_step: int, replica: int) -> None:
+def seed_layers(config: Config, rollbacks: int, iteration: int, sub_step: int, replica: int) -> None:
     """Seed torch's default generators, for layers that draw inside a forward pass (dropout, activation noise)."""
-    torch.manual_seed(noise.key(config.run.seed, "layers", iteration, sub_step, replica))
+    torch.manual_seed(noise.key(config.run.seed, _purpose("layers", rollbacks), iteration, sub_step, replica))
+
+
+def _purpose(name: str, rollbacks: int) -> str:
+    return f"{name} after rollback {rollbacks}" if rollbacks else name

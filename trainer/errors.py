@@ -17,3 +17,7 @@ class CheckpointError(TrainerError):
     """Commits exist but none can be trusted, or a commit does not fit this run."""
 
     exit_status = 3
+
+
+class NonFinite(TrainerError):
+    """A tensor of the state, or a loss, is NaN or infinite."""

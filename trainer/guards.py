@@ -4,11 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from trainer.errors import TrainerError
-
-
-class NonFinite(TrainerError):
-    """A tensor of the state, or a loss, is NaN or infinite."""
+from trainer.errors import NonFinite
 
 
 def first_non_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import TrainerError
+from trainer.errors import NonFinite, TrainerError
 
 Precision = Literal["fp32", "bf16"]
 Strategy = Literal["single", "ddp"]
@@ -149,10 +149,16 @@ def share_object(launch: Launch, value: T) -> T:
 
 
 def share_failure(launch: Launch, error: TrainerError | None) -> None:
-    """Raise the main process's failure there and leave quietly elsewhere: nobody is left waiting, one process tells it."""
-    status = share_object(launch, error.exit_status if error else 0)
+    """Raise the main process's failure there and leave quietly elsewhere: nobody is left waiting, one process tells it.
+
+    Numbers that are not finite are everybody's: the processes may go back together.
+    """
+    status, text = share_object(launch, (error.exit_status, str(error)) if error else (0, ""))
+    finite = share_object(launch, not isinstance(error, NonFinite))
     if error is not None:
         raise error
+    if not finite:
+        raise NonFinite(text)
     if status:
         raise SystemExit(status)
 

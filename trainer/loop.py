@@ -1,6 +1,8 @@
 """The only training loop."""
 
+import logging
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,7 +13,7 @@ from data_pipeline.stream import open_stream
 from trainer.checkpoint import state_hash
 from trainer.config import Config, as_yaml
 from trainer.draws import discriminator_draws, generator_draws, seed_layers
-from trainer.errors import SettingError, TrainerError
+from trainer.errors import NonFinite, SettingError, TrainerError
 from trainer.iteration import run_iteration
 from trainer.launch import Launch, share_object, sum_over_processes
 from trainer.metrics.accuracy import GeneratedAccuracy
@@ -24,6 +26,8 @@ from trainer.schedule import learning_rate_factor
 from trainer.state import Keeper, State
 from trainer.telemetry import Telemetry
 
+logger = logging.getLogger("menagerie")
+
 
 def train(config: Config, launch: Launch) -> bool:
     """Train until `run.iterations`, or until asked to stop; returns whether the run is complete.
@@ -31,6 +35,26 @@ def train(config: Config, launch: Launch) -> bool:
     The same call goes on from the newest checkpoint in `run.dir`. Everything random or read from data at an iteration is
     a function of (seed, iteration, ...), so nothing but the players' state and the iteration is ever restored.
     """
+    attempt = _Attempt()
+    while True:
+        try:
+            return _train(config, launch, attempt)
+        except NonFinite as error:
+            attempt.rollbacks += 1
+            if attempt.rollbacks > config.run.rollbacks:
+                raise
+            logger.warning(
+                "going back to the last checkpoint (%d of %d): %s", attempt.rollbacks, config.run.rollbacks, error
+            )
+
+
+@dataclass
+class _Attempt:
+    rollbacks: int = 0
+    """How often the run has gone back so far, as far as this process and the commit it took up know."""
+
+
+def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     run, batch = config.run, config.batch
     objective = build_objective(config.objective)
     # What can be refused is refused before anything is written.
@@ -45,6 +69,7 @@ def train(config: Config, launch: Launch) -> bool:
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
         start = keeper.resume(state)
+        state.rollbacks = attempt.rollbacks = max(state.rollbacks, attempt.rollbacks)
 
         # Data: a batch is found by its number, so the stream simply starts where the run goes on.
         stream = stack.enter_context(
@@ -105,12 +130,12 @@ def train(config: Config, launch: Launch) -> bool:
                 state.generator,
                 state.discriminator,
                 objective,
-                generator_draws(config, launch, iteration),
-                discriminator_draws(config, launch, stream, iteration),
+                generator_draws(config, launch, iteration, state.rollbacks),
+                discriminator_draws(config, launch, stream, iteration, state.rollbacks),
                 launch=launch,
                 replicas=batch.replicas,
                 rate_factor=learning_rate_factor(config.schedule, iteration),
-                seed_layers=partial(seed_layers, config, iteration),
+                seed_layers=partial(seed_layers, config, state.rollbacks, iteration),
                 generator_first=config.schedule.generator_first,
             )
             if state.ema:

@@ -8,7 +8,7 @@ import torch
 from data_pipeline.stream import Stream
 from trainer import noise
 from trainer.config import Config
-from trainer.errors import TrainerError
+from trainer.errors import NonFinite
 from trainer.images import to_uint8
 from trainer.iteration import Scalars
 from trainer.launch import Launch, held_description, sum_over_processes
@@ -74,10 +74,10 @@ class Reporter:
         values = {CURVE_NAMES.get(name, name): value / self._count for name, value in zip(names, sums, strict=True)}
         for name, value in values.items():
             if not math.isfinite(value):
-                raise TrainerError(
+                raise NonFinite(
                     f"{name}: is {value} in the {self._count} iterations before {iteration}: the training has diverged. "
                     f"The checkpoints in {config.run.dir} are from before; look at the curves in TensorBoard, and start "
-                    "another run with a lower optimizer.*.learning_rate"
+                    "another run with a lower optimizer.*.learning_rate, or let it go back with run.rollbacks"
                 )
         seconds = max(time.monotonic() - self._began, 1e-9)
         factor = learning_rate_factor(config.schedule, iteration - 1)

@@ -21,9 +21,10 @@ from trainer.saver import Saver
 
 logger = logging.getLogger("menagerie")
 
+ROLLBACKS = "run/rollbacks"
 HARMLESS = (
     *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
-    *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer")),
+    *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer", "rollbacks")),
     *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
     *(f"data.{name}" for name in ("shards", "cache_dir", "cache_bytes", "decode_threads", "prefetch_batches")),
     *(f"data.{name}" for name in ("fetch_deadline", "fetch_request_timeout")),
@@ -44,6 +45,8 @@ class State:
         module = build_discriminator(config.discriminator, config.model)
         self.discriminator = Player("discriminator", module, rates.discriminator, launch)
         self.ema = Ema(self.generator.module, config.ema) if config.ema.decay else None
+        self.rollbacks = 0
+        """How often the run has gone back after numbers that were not finite; the draws depend on it."""
 
     @property
     def sampled(self) -> torch.nn.Module:
@@ -57,12 +60,14 @@ class State:
             **self.generator.state(),
             **self.discriminator.state(),
             **{f"ema/{name}": value.cpu().contiguous() for name, value in average.items()},
+            **({ROLLBACKS: torch.tensor(self.rollbacks)} if self.rollbacks else {}),
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave; raises `CheckpointError` by name if it does not fit."""
         self.generator.load(tensors)
         self.discriminator.load(tensors)
+        self.rollbacks = int(tensors.get(ROLLBACKS, 0))
         if self.ema:
             average = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
             if not average:

@@ -65,7 +65,7 @@ def main() -> None:
                     launch=launch,
                     replicas=config.batch.replicas,
                     rate_factor=1.0,
-                    seed_layers=partial(seed_layers, config, iteration),
+                    seed_layers=partial(seed_layers, config, 0, iteration),
                 )
                 iteration += 1
             times[saving].append((time.process_time() - cpu, time.perf_counter() - wall))

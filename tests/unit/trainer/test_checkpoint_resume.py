@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.errors import SettingError
-from trainer.guards import NonFinite, check_finite, first_non_finite
+from trainer.errors import NonFinite, SettingError
+from trainer.guards import check_finite, first_non_finite
 from trainer.resume import check_data, check_settings, differences
 
 BEFORE = {

@@ -13,8 +13,7 @@ import torch
 from trainer import saver as saver_module
 from trainer.checkpoint import CheckpointConfig, CheckpointStore
 from trainer.commits import Commit
-from trainer.errors import CheckpointError
-from trainer.guards import NonFinite
+from trainer.errors import CheckpointError, NonFinite
 from trainer.lease import LeaseLost
 from trainer.saver import Saver, StoreOverdue
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
+from trainer import loop
 from trainer.checkpoint import CheckpointStore
 from trainer.config import load_config
-from trainer.errors import CheckpointError, SettingError, TrainerError
+from trainer.errors import CheckpointError, NonFinite, SettingError, TrainerError
 from trainer.launch import Launch
 from trainer.loop import train
+from trainer.player import Player
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 Tiny = Callable[..., Path]
@@ -117,6 +119,36 @@ def test_a_run_can_start_from_another_runs_checkpoint(tiny: Tiny, tmp_path: Path
         run(tiny("wrong", run={"initialize_from": f"{base}@x"}))
     with pytest.raises(CheckpointError, match=r"generator: .* has shape"):
         run(tiny("wider", run={"initialize_from": base}, generator={"name": "resnet", "channels": 16}))
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 5])
+def test_a_diverged_run_goes_back_as_often_as_it_may(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: int
+) -> None:
+    """NaN in iteration 4, seen in the losses of the next: back to iteration 4 (or 0), with other draws from there."""
+    poisoned = 0
+
+    def run_iteration(generator: Player, *rest: object, **more: object) -> object:
+        nonlocal poisoned
+        if generator.steps == 4 and poisoned < 1:
+            poisoned += 1
+            next(generator.module.parameters()).data.fill_(float("nan"))
+        return real(generator, *rest, **more)
+
+    real = loop.run_iteration
+    every = {"checkpoint_every": checkpoint_every, "iterations": 7}
+    run(tiny("straight", run=every))
+    monkeypatch.setattr(loop, "run_iteration", run_iteration)
+    with pytest.raises(NonFinite, match="is nan in the 1 iterations before 5"):
+        run(tiny("stops", run=every))
+    for name in ("first", "second"):
+        poisoned = 0
+        assert run(tiny(name, run={**every, "rollbacks": 1}))
+    assert state_of(tmp_path / "first") == state_of(tmp_path / "second")
+    assert state_of(tmp_path / "first") != state_of(tmp_path / "straight")
+    poisoned = -1
+    with pytest.raises(NonFinite):
+        run(tiny("twice", run={**every, "rollbacks": 1}))
 
 
 def test_divergence_names_the_number_and_the_iteration(tiny: Tiny) -> None:
