@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV := .venv
+FASHION := data/fashion32
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # One thread per process, and threads that sleep while they wait: two that spin can be ten times slower than one.
 export OMP_WAIT_POLICY := passive
@@ -40,15 +41,14 @@ proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=wo
 	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
-	python tests/benchmarks/bench_saving.py
+	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python tests/benchmarks/bench_saving.py
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second
 	python tests/benchmarks/bench_data.py
 
-study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (an hour)
+study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (20 minutes)
 	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning
 
-FASHION := data/fashion32
 demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in a quarter of an hour
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
 	    trainer/main.py configs/fashion32_projection.yaml

@@ -70,6 +70,13 @@ def test_the_readmes_commands_are_the_makefiles() -> None:
         assert (ROOT / path).exists(), f"README: there is no {path}"
 
 
+def test_every_target_of_the_makefile_can_be_made() -> None:
+    """Nothing is run; a prerequisite that no rule makes ends this with an error."""
+    for target in re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.M):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"make {target}: {done.stderr}"
+
+
 def test_ci_runs_the_readmes_test_command() -> None:
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
