@@ -17,9 +17,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", required=True, type=Path, help="where to write the weights (safetensors)")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--width", type=int, default=16, help="channels of the first layer; the others are 2 and 4 times that"
+    )
     parser.add_argument("--minimum", type=float, default=0.0, help="least test accuracy; below it nothing is written")
     options = parser.parse_args(arguments)
-    model, info = train_classifier(options.train_shards, options.test_shards, epochs=options.epochs, seed=options.seed)
+    model, info = train_classifier(
+        options.train_shards, options.test_shards, epochs=options.epochs, seed=options.seed, width=options.width
+    )
     print(f"accuracy of the classifier on {options.test_shards}: {info.test_accuracy:.2%}")
     if info.test_accuracy < options.minimum:
         raise TrainerError(
