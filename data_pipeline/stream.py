@@ -250,6 +250,11 @@ class Stream:
             "shard again"
         )
 
+    def sample_ids(self, batch: int) -> Ids:
+        """The samples of batch number `batch`, int64 [held, batch_size], by their place in the shards that are used."""
+        first, size = batch * self._batch_size, self._batch_size
+        return np.stack([self._order.sample_ids(replica, first, size) for replica in self._held])
+
     def statistics(self) -> dict[str, float]:
         """Counters since the start, for TensorBoard."""
         return {"samples": 0.0, "bytes": 0.0, **self._counters.values(), "wait_seconds": self.wait_seconds}

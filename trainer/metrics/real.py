@@ -1,0 +1,56 @@
+"""The real images that measures compare with, chunk by chunk: each once, in an order that does not depend on the launch."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data_pipeline.manifest import Manifest, load_manifest
+from data_pipeline.selection import class_numbers, select_classes
+from data_pipeline.stream import DataConfig, open_stream
+from trainer.metrics.samples import CHUNK, chunks_of
+
+_WINDOW = 10_000  # samples: the shards are read one after another, whatever the run's own order is
+
+
+class RealChunk(NamedTuple):
+    """50 images; at the end of the data the first are repeated, and only the first `new` count."""
+
+    ids: Tensor
+    """int64 [50]: place of the sample in the shards."""
+    labels: Tensor
+    """int64 [50]."""
+    images: Tensor
+    """uint8 [50, c, h, w]."""
+    new: int
+
+
+def manifest_of(data: DataConfig) -> Manifest:
+    """Of the shards, with the selection of classes; raises DataError."""
+    return select_classes(load_manifest(data.shards), data.classes)
+
+
+def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:
+    """The chunks number `first` to `last` (excluded; default: all) of all images, in the order of seed 0."""
+    settings = replace(data, shuffle_window=_WINDOW)
+    with open_stream(settings, seed=0, replicas=1, held=[0], batch_size=CHUNK, first_batch=first) as stream:
+        samples = stream.manifest.samples
+        for number in range(first, chunks_of(samples) if last is None else last):
+            ids = torch.from_numpy(stream.sample_ids(number)[0])
+            images, labels, _positions = next(stream)
+            pixels = images[0].permute(0, 3, 1, 2).clone()
+            yield RealChunk(ids, labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
+
+
+def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
+    """The first `count` (or all, if there are fewer) images of a class in the order of seed 0: uint8 [n, c, h, w]."""
+    number = class_numbers(load_manifest(data.shards), data.classes)[label]
+    parts: list[Tensor] = []
+    settings = replace(data, classes=(number,))
+    available = manifest_of(settings).samples
+    wanted = min(count, available)
+    for chunk in real_chunks(settings, 0, chunks_of(wanted)):
+        parts.append(chunk.images[: chunk.new])
+    return torch.cat(parts)[:wanted]
