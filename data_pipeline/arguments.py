@@ -40,6 +40,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _part(text: str) -> tuple[int, int]:
+    first, slash, last = text.partition("/")
+    if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N, as in 3/16")
+    return int(first), int(last)
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -86,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     work = parser.add_argument_group("work")
     work.add_argument("--samples-per-shard", type=_positive, default=10_000, help="(10000)")
     work.add_argument("--jobs", type=_positive, help="processes (default: the CPUs this process may use)")
+    work.add_argument(
+        "--part",
+        type=_part,
+        metavar="I/N",
+        help="only every N-th shard from the I-th on, and no manifest; when all parts are written, at the same time or not, "
+        "the command without --part writes it",
+    )
     work.add_argument("--overwrite", action="store_true", help="remove what OUTPUT holds")
     work.add_argument("--dry-run", action="store_true", help="list the input and say what would be made")
     return parser
@@ -112,6 +126,8 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
     names = read_class_names(given.class_names) if given.class_names else None
     jobs = given.jobs or len(os.sched_getaffinity(0))
     if given.source == "shards":
+        if given.part:
+            raise DataError("--part: shards are only indexed, which one process does; leave it out")
         return functools.partial(
             index_shards, folder, output, names=names, jobs=jobs, dry_run=given.dry_run, overwrite=given.overwrite
         )
@@ -144,4 +160,5 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
         exclude=exclude,
         overwrite=given.overwrite,
         dry_run=given.dry_run,
+        part=given.part,
     )

@@ -158,8 +158,17 @@ def make_shards(
     exclude: frozenset[str] = frozenset(),
     overwrite: bool = False,
     dry_run: bool = False,
+    part: tuple[int, int] | None = None,
 ) -> Manifest | None:
-    """Write a source's shards, indexes and manifest; None for a dry run. Raises DataError."""
+    """Write a source's shards, indexes and manifest; None for a dry run. Raises DataError.
+
+    `part` (i, n), 1 <= i <= n: only every n-th shard, from the i-th on, and no manifest (None). When all parts have been
+    written, at the same time or not, the call without `part` finds all shards finished and writes the manifest.
+    """
+    if part is not None and overwrite:
+        raise DataError(
+            "--part: the parts would remove each other's shards; use an empty OUTPUT instead of --overwrite"
+        )
     listing = source.listing()
     if unknown := exclude - {item.name for item in listing.items}:
         raise DataError(
@@ -188,7 +197,8 @@ def make_shards(
         print(f"{len(results)} of {len(plan.shards)} shards are finished already", file=sys.stderr)
     output.write(f"{_PROGRESS}/plan", plan.digest.encode())
     allowed = max_unreadable * len(kept.items)
-    todo = [shard for shard in range(len(plan.shards)) if shard not in results]
+    first, step = (part[0] - 1, part[1]) if part else (0, 1)
+    todo = [shard for shard in range(first, len(plan.shards), step) if shard not in results]
     with tqdm(total=len(kept.items), unit="image", smoothing=0.05, disable=None) as progress:
         progress.update(sum(len(plan.shards[shard]) for shard in results))
         for shard, result in _run(plan, source, options, output, todo, jobs):
@@ -196,6 +206,12 @@ def make_shards(
             progress.update(len(plan.shards[shard]))
             _check_unreadable(results, allowed, max_unreadable)
     _check_unreadable(results, allowed, max_unreadable)
+    if part is not None:
+        print(
+            f"part {part[0]} of {part[1]} is finished; the manifest is still to be written, without --part",
+            file=sys.stderr,
+        )
+        return None
     manifest = _manifest(
         plan, [results[k] for k in range(len(plan.shards))], options, len(listing.items) - len(kept.items)
     )
