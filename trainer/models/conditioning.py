@@ -39,13 +39,16 @@ class ConditionalBatchNorm2d(nn.Module):
         self.norm = BatchNorm2d(channels, eps, momentum, affine=False)
         self.gain = nn.Parameter(torch.ones(classes, channels))
         self.bias = nn.Parameter(torch.zeros(classes, channels))
+        self.fused = False
+        """Whether gain and bias are first cast to the type of x, and then applied in one go."""
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """x [B, C, H, W]; labels int64 [B], or class weights [B, K] that mix the rows of gain and bias (morphing)."""
-        gain, bias = (rows(table, labels).to(x.dtype)[:, :, None, None] for table in (self.gain, self.bias))
-        # Cast first: a float32 gain would turn all that follows into float32 under autocast.
-        y: Tensor = self.norm(x) * gain + bias
-        return y
+        gain, bias = (rows(table, labels)[:, :, None, None] for table in (self.gain, self.bias))
+        if not self.fused:  # under autocast the float32 gain makes the product, and what follows it, float32
+            y: Tensor = self.norm(x) * gain + bias
+            return y
+        return torch.addcmul(bias.to(x.dtype), self.norm(x), gain.to(x.dtype))
 
 
 def rows(table: Tensor, labels: Tensor) -> Tensor:

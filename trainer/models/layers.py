@@ -3,15 +3,29 @@
 Two layers change state while they compute: spectral norm moves its vector `u`, batch norm its running statistics. What
 a pass changes must not depend on how many replicas one process holds, so both obey `trainer.models.replicas`.
 
+Some layers know the same function in several forms (`form`, `fused`); all start in the plain one, the reference, and
+`trainer.models.forms` puts them into faster ones. Parameters, buffers and their names do not know of it.
+
 Shapes: B batch, C channels, H height, W width, K classes, F features.
 """
 
 import contextlib
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trainer.models.rewrites import (
+    NormalisedWeight,
+    UpForm,
+    convolution_and_pool,
+    double_and_convolution,
+    expand,
+)
 
 NORMALISE_EPS = 1e-12  # added to the length before the division, as in the official source/functions/max_sv.py
 
@@ -21,6 +35,12 @@ def full_precision(device: torch.device) -> contextlib.AbstractContextManager[ob
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def convolution_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would compute a convolution of `x` in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else x.dtype
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -64,6 +84,8 @@ class SpectralLayer(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight)
         self.register_buffer("u", torch.randn(weight.shape[0], dtype=weight.dtype, device=weight.device))
+        self.fused = False
+        """Whether sigma, division and their backward pass are one function without intermediate matrices."""
         self._shared: list[Tensor] | None = None  # normalised weights of the passes so far, inside replica_passes
         self._pass = 0
 
@@ -80,17 +102,27 @@ class SpectralLayer(nn.Module):
         self._shared, self._pass = None, 0
 
     def normalised_weight(self) -> Tensor:
-        """The weight of this pass, of the weight's shape, at least float32, with its graph."""
+        """The weight of this pass as `kernel` makes it, with its graph."""
         if self._shared is None:
-            return self._normalise()
+            return self.kernel(self._normalise())
         if self._pass == len(self._shared):
-            self._shared.append(self._normalise())
+            self._shared.append(self.kernel(self._normalise()))
         self._pass += 1
         return self._shared[self._pass - 1]
+
+    def kernel(self, normalised: Tensor) -> Tensor:
+        """What the layer computes with, made once a pass from the normalised weight, which is at least float32."""
+        return normalised
 
     def _normalise(self) -> Tensor:
         with full_precision(self.weight.device):
             weight = at_least_float32(self.weight)
+            if self.fused:
+                normalised, u = NormalisedWeight.apply(weight, self.u.to(weight.dtype), NORMALISE_EPS)
+                if self.training:
+                    with torch.no_grad():
+                        self.u.copy_(u)
+                return cast(Tensor, normalised)
             matrix = weight.flatten(1)
             # New tensors: `u` may move again before this pass's backward.
             u, v = power_iteration(matrix, self.u.to(weight.dtype))
@@ -101,15 +133,36 @@ class SpectralLayer(nn.Module):
 
 
 class SpectralConv2d(SpectralLayer):
-    """Square convolution, stride 1, "same" padding. x [B, C_in, H, W] -> [B, C_out, H, W]."""
+    """Square convolution, stride 1, "same" padding; then, with `halve`, the mean of 2x2 squares.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0) -> None:
+    x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, H/2, W/2] with `halve`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, halve: bool = False
+    ) -> None:
         super().__init__(glorot_uniform(torch.empty(out_channels, in_channels, kernel_size, kernel_size), gain))
         self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.halve = halve
+        self.form: Literal["plain", "merged"] = "plain"
+        """With `halve`: convolution, then mean; or both as one 4x4 convolution of stride 2 (3x3), or the mean first (1x1)."""
+
+    def kernel(self, normalised: Tensor) -> Tensor:
+        if self.halve and self.form == "merged" and normalised.shape[-1] == 3:
+            with full_precision(normalised.device):
+                normalised = expand(normalised, "pool")
+        # Once for all replicas of this pass.
+        return normalised.to(convolution_dtype(self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.normalised_weight().to(self.weight.dtype)
-        return F.conv2d(x, weight, self.bias, padding=weight.shape[-1] // 2)
+        kernel = self.normalised_weight()
+        if not self.halve:
+            return F.conv2d(x, kernel, self.bias, padding=kernel.shape[-1] // 2)
+        if self.form == "plain":
+            return downsample(F.conv2d(x, kernel, self.bias, padding=kernel.shape[-1] // 2))
+        if kernel.shape[-1] == 1:
+            return F.conv2d(downsample(x), kernel, self.bias)
+        return convolution_and_pool(x, kernel, self.bias)
 
 
 class SpectralLinear(SpectralLayer):
@@ -136,13 +189,55 @@ class SpectralEmbedding(SpectralLayer):
 
 
 class Convolution(nn.Conv2d):
-    """Square convolution, stride 1, "same" padding, Glorot-uniform weights, zero bias."""
+    """With `double` nearest-neighbour upsampling by 2; then square convolution, stride 1, "same" padding.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0) -> None:
+    Glorot-uniform weights, zero bias. x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, 2H, 2W] with `double`.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, double: bool = False
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         assert self.bias is not None
         glorot_uniform(self.weight, gain)
         nn.init.zeros_(self.bias)
+        self.double = double
+        self.form: UpForm = "plain"
+        """With `double`, 3x3: how both are computed together; 1x1: any other than "plain" convolves first."""
+        self._kept: dict[torch.dtype, Tensor] | None = None  # expanded kernels, while the weight is known to stay
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.double:
+            return super().forward(x)
+        if self.form == "plain":
+            return super().forward(upsample(x))
+        if self.kernel_size == (1, 1):
+            return upsample(super().forward(x))
+        return double_and_convolution(x, self._kernel(convolution_dtype(x)), self.bias, self.form)
+
+    def _kernel(self, dtype: torch.dtype) -> Tensor:
+        keep = self._kept is not None and not torch.is_grad_enabled()
+        if keep and self._kept and dtype in self._kept:
+            return self._kept[dtype]
+        assert self.form != "plain"
+        with full_precision(self.weight.device):
+            kernel = expand(at_least_float32(self.weight), self.form).to(dtype)
+        if keep and self._kept is not None:
+            self._kept[dtype] = kernel
+        return kernel
+
+
+@contextmanager
+def kept_kernels(module: nn.Module) -> Iterator[None]:
+    """While it is open the weights of `module` stay as they are, so that kernels made of them are kept."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Convolution)]
+    for layer in layers:
+        layer._kept = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._kept = None
 
 
 class BatchNorm2d(nn.Module):
@@ -167,13 +262,34 @@ class BatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.update_statistics = True
+        self.normalise: Callable[..., Tensor] = F.batch_norm
+        self.groups = 1
+        """Equal groups, one behind the other in the batch, that are normalised apart, as if each were a pass."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.groups > 1:
+            return torch.cat([self._normalised(group) for group in x.chunk(self.groups)])
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         mean, variance = self.running_mean, self.running_var
         if self.training and not self.update_statistics:
             # Copies rather than None: with low-precision x their float32 makes the kernel keep float32 statistics.
             mean, variance = mean.clone(), variance.clone()
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return self.normalise(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+@contextmanager
+def normalised_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
+    """While it is open, training passes of `module` are `groups` passes in one: batch norm takes each group alone."""
+    norms = [layer for layer in module.modules() if isinstance(layer, BatchNorm2d)]
+    for norm in norms:
+        norm.groups = groups
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.groups = 1
 
 
 def glorot_uniform(weight: Tensor, gain: float = 1.0) -> Tensor:

@@ -32,7 +32,6 @@ from trainer.models.layers import (
     downsample,
     full_precision,
     glorot_uniform,
-    upsample,
 )
 
 # Width multipliers: of the bottom map and of every block's output.
@@ -93,15 +92,16 @@ class GeneratorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: ResNetGeneratorConfig, classes: int) -> None:
         super().__init__()
         self.norm1 = _norm(in_channels, classes, config)
-        self.conv1 = Convolution(in_channels, out_channels, 3, SQRT2)
+        self.conv1 = Convolution(in_channels, out_channels, 3, SQRT2, double=True)
         self.norm2 = _norm(out_channels, classes, config)
         self.conv2 = Convolution(out_channels, out_channels, 3, SQRT2)
-        self.shortcut = Convolution(in_channels, out_channels, 1)
+        self.shortcut = Convolution(in_channels, out_channels, 1, double=True)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        h = self.conv1(upsample(F.relu(normalised(self.norm1, x, labels))))
-        h = self.conv2(F.relu(normalised(self.norm2, h, labels)))
-        y: Tensor = h + self.shortcut(upsample(x))
+        # In place: nothing else reads a norm's output, neither forwards nor backwards.
+        h = self.conv1(F.relu(normalised(self.norm1, x, labels), inplace=True))
+        h = self.conv2(F.relu(normalised(self.norm2, h, labels), inplace=True))
+        y: Tensor = h + self.shortcut(x)
         return y
 
 
@@ -129,7 +129,7 @@ class ResNetGenerator(nn.Module):
         h = self.linear(latents).unflatten(1, (-1, self.bottom_width, self.bottom_width))
         for block in self.blocks:
             h = block(h, labels)
-        return torch.tanh(at_least_float32(self.conv(F.relu(normalised(self.norm, h, labels)))))
+        return torch.tanh(at_least_float32(self.conv(F.relu(normalised(self.norm, h, labels), inplace=True))))
 
 
 class FirstDiscriminatorBlock(nn.Module):
@@ -138,11 +138,11 @@ class FirstDiscriminatorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = SpectralConv2d(in_channels, out_channels, 3, SQRT2)
-        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, SQRT2)
+        self.conv2 = SpectralConv2d(out_channels, out_channels, 3, SQRT2, halve=True)
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = downsample(self.conv2(F.relu(self.conv1(x)))) + self.shortcut(downsample(x))
+        y: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True)) + self.shortcut(downsample(x))
         return y
 
 
@@ -151,16 +151,14 @@ class DiscriminatorBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int, halve: bool) -> None:
         super().__init__()
-        self.halve = halve
         self.conv1 = SpectralConv2d(in_channels, hidden_channels, 3, SQRT2)
-        self.conv2 = SpectralConv2d(hidden_channels, out_channels, 3, SQRT2)
+        self.conv2 = SpectralConv2d(hidden_channels, out_channels, 3, SQRT2, halve=halve)
         learned = halve or in_channels != out_channels
-        self.shortcut = SpectralConv2d(in_channels, out_channels, 1) if learned else None
+        self.shortcut = SpectralConv2d(in_channels, out_channels, 1, halve=halve) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.relu(self.conv1(F.relu(x))))
-        s = x if self.shortcut is None else self.shortcut(x)
-        y: Tensor = downsample(h) + downsample(s) if self.halve else h + s
+        h = self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
+        y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
         return y
 
 

@@ -1,0 +1,132 @@
+"""Every rewrite against the plain form, in float64, for the networks of every shipped configuration at small width."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainer.config import load_config
+from trainer.launch import read_launch
+from trainer.models import build_discriminator, build_generator, replica_passes
+from trainer.models.forms import resamplings, set_form
+from trainer.models.layers import BatchNorm2d, Convolution, kept_kernels, normalised_in_groups
+from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
+from trainer.models.rewrites import NormalisedWeight, convolution_and_pool, double_and_convolution, expand
+from trainer.objectives import Latents, RealAndLatents, build_objective
+from trainer.speed import PLAIN, SpeedConfig, apply_speed, draws_inside
+
+CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
+LAUNCH = read_launch()
+REWRITES = {
+    "merged pooling": {"pooled_convolutions": "merged"},
+    "transposed": {"upsampled_convolutions": "transposed"},
+    "phases": {"upsampled_convolutions": "phases"},
+    "shortcuts": {"low_resolution_shortcuts": True},
+    "spectral norm": {"fused_spectral_norm": True},
+    "conditional norm": {"fused_conditional_norm": True},
+    "the defaults": None,
+}
+# Networks whose layers are the same at small width are tested once.
+ONCE = {"imagenet128_projection_850k", "imagenet128_acgan", "dogs_cats128_projection", "cifar100_projection"}
+ONCE |= {"fashion32_acgan", "fashion32_concat"}
+BATCH, REPLICAS = 2, 2
+
+
+def double(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def close(found, plain, scale, what, bound=1e-12):
+    """Largest difference, against the largest number among those of its kind (`scale`)."""
+    error = float((found - plain).abs().max())
+    assert error <= bound * scale, f"{what}: {error / scale:.1e} of {scale:.1e}"
+
+
+def step(G, D, objective, draws):
+    """Losses, images, gradients of both players' steps over two replicas, and what the passes moved."""
+    out = {}
+    with replica_passes(G, D) as start_replica:
+        total = 0
+        for replica, batch in enumerate(draws):
+            start_replica(replica)
+            torch.manual_seed(replica)
+            losses = objective.discriminator_loss(G, D, batch)
+            total = total + losses["loss"]
+            out |= {f"{replica} {name}": value.detach() for name, value in losses.items()}
+    total.backward()
+    out |= {f"D gradient {name}": p.grad for name, p in D.named_parameters()}
+    D.requires_grad_(False)
+    with replica_passes(G, D) as start_replica:
+        total = 0
+        for replica, batch in enumerate(draws):
+            start_replica(replica)
+            torch.manual_seed(replica)
+            images = G(batch.latents, batch.labels)
+            out[f"images {replica}"] = images.detach()
+            total = (
+                total + objective.generator_loss(lambda z, y: images, D, Latents(batch.latents, batch.labels))["loss"]
+            )
+    total.backward()
+    D.requires_grad_(True)
+    out |= {f"G gradient {name}": p.grad for name, p in G.named_parameters()}
+    out |= {f"moved {name}": b.clone() for net in (G, D) for name, b in net.named_buffers()}
+    return out
+
+
+def small(path):
+    config = load_config(str(path))
+    model = replace(config.model, latent_dim=3 + config.model.classes, classes=min(config.model.classes, 6))
+    if config.generator.name == "resnet":
+        generator, discriminator = replace(config.generator, channels=2), replace(config.discriminator, channels=2)
+    else:
+        widths = config.generator.widths or (0,) * (5 if model.resolution == 128 else 4)
+        generator = replace(config.generator, widths=tuple(4 for _ in widths))
+        discriminator = replace(config.discriminator, widths=(4,) * 6)
+    torch.manual_seed(0)
+    G, D = build_generator(generator, model).double(), build_discriminator(discriminator, model).double()
+    draws = [
+        RealAndLatents(
+            double(BATCH, model.image_channels, model.resolution, model.resolution),
+            torch.randint(model.classes, (BATCH,)),
+            double(BATCH, model.latent_dim),
+            torch.randint(model.classes, (BATCH,)),
+        )
+        for _ in range(REPLICAS)
+    ]
+    for norm in G.modules():  # off their initial 1 and 0
+        for name, table in norm.named_parameters(recurse=False):
+            if name in ("gain", "bias"):
+                table.data.add_(torch.randn_like(table), alpha=0.3)
+    return config, G, D, draws
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ONCE], ids=lambda path: path.stem)
+def test_a_step_is_the_plain_one(path):
+    config, G, D, draws = small(path)
+    objective = build_objective(config.objective)
+
+    def result(speed):
+        g, d = copy.deepcopy(G), copy.deepcopy(D)
+        apply_speed(speed, g, d, config.model.resolution, LAUNCH)
+        if speed.channels_last:
+            g, d = g.to(memory_format=torch.channels_last), d.to(memory_format=torch.channels_last)
+        return step(g, d, objective, draws)
+
+    # Dropout is drawn in the order of memory, so that its networks have but one layout (and speed refuses the other).
+    reference = replace(PLAIN, channels_last=draws_inside(D))
+    plain = result(reference)
+    kinds = ("D gradient", "G gradient", "images", "moved")
+    scales = {kind: max(float(v.abs().max()) for k, v in plain.items() if k.startswith(kind)) for kind in kinds}
+    for name, settings in REWRITES.items():
+        found = result(SpeedConfig() if settings is None else replace(reference, **settings))
+        assert found.keys() == plain.keys()
+        for what, value in found.items():
+            scale = float(plain[what].abs().max())
+            # A bias in front of a batch norm has a true gradient of 0, which is only rounding: measured by its kind.
+            kind = next((kind for kind in kinds if what.startswith(kind)), None)
+            if kind and what.endswith("bias"):
+                scale = scales[kind]
+            close(value, plain[what], scale, f"{name}: {what}", 1e-12)
