@@ -15,7 +15,7 @@ _MODES = {1: "L", 3: "RGB"}
 _COLORSPACES = {1: "GRAY", 3: "RGB"}
 
 
-def decode_into(data: memoryview, out: Pixels) -> None:
+def decode_into(data: bytes | memoryview, out: Pixels) -> None:
     """Decode into `out`, uint8 [H, W, C] (C-contiguous, C = 1 or 3). Raises ValueError with the reason."""
     height, width, channels = out.shape
     if data[:2] == _JPEG:

@@ -3,7 +3,6 @@
 import io
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,13 +23,12 @@ class LocalShards:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self._paths = [root / shard.name for shard in manifest.shards]  # an absolute name replaces the root
         self._sizes = [shard.bytes for shard in manifest.shards]
-        self._open: OrderedDict[int, io.FileIO] = OrderedDict()
+        self._open: dict[int, io.FileIO] = {}
         self._lock = threading.Lock()
 
     def _file(self, shard: int) -> io.FileIO:
         with self._lock:
-            file = self._open.get(shard)
-            if file is None:
+            if (file := self._open.get(shard)) is None:
                 path = self._paths[shard]
                 try:
                     file = io.FileIO(path)
@@ -45,17 +43,15 @@ class LocalShards:
                         "the shard was cut or replaced, copy it again"
                     )
                 self._open[shard] = file
-                if len(self._open) > _OPEN_FILES:
-                    self._open.popitem(last=False)  # closed when the last reading thread lets go of it
-            else:
-                self._open.move_to_end(shard)
+                if len(self._open) > _OPEN_FILES:  # the first opened goes: order by use would need a lock for each read
+                    del self._open[next(iter(self._open))]  # closed when the last reading thread lets go of it
             return file
 
-    def read(self, shard: int, offset: int, size: int) -> memoryview:
+    def read(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size) of a shard; may be fewer where the file was cut. Raises DataError."""
-        file = self._file(shard)
+        file = self._open.get(shard) or self._file(shard)
         try:
-            return memoryview(os.pread(file.fileno(), size, offset))
+            return os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{self._paths[shard]}: cannot be read ({error.strerror})") from None
 

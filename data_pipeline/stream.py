@@ -4,12 +4,13 @@ import collections
 import os
 import re
 import time
-import zlib
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from pydantic.dataclasses import dataclass
 
 from data_pipeline import index
 from data_pipeline.cache import Cache
-from data_pipeline.decode import Pixels, decode_into
+from data_pipeline.decode import Pixels
+from data_pipeline.decoding import Decoder, Piece, Shards
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import Manifest, load_index, load_manifest
 from data_pipeline.order import Ids, Order
@@ -28,7 +30,8 @@ from data_pipeline.shard_files import LocalShards
 from data_pipeline.storage import Folder
 from data_pipeline.store import Counters, Limits
 
-_PIECE = 32  # samples per task: 4 ms of decoding at 128 px, so threads end a batch together
+_PIECE = range(32, 257)  # samples per piece of a batch: few enough that threads end together, and not in vain
+_BLOCK = 4096  # samples that are looked up at once
 _HORIZON = 1 << 14  # positions of each replica that are planned ahead where the whole epoch is one permutation
 _UNITS = {
     "": 1,
@@ -88,14 +91,6 @@ class Batch(NamedTuple):
     """int64 [held, batch_size]: the position of each sample in its replica's stream."""
 
 
-class _Shards(Protocol):
-    def plan(self, soon: Iterable[int], ahead: Sequence[int]) -> None: ...
-    def read(self, shard: int, offset: int, size: int) -> memoryview: ...
-    def spoiled(self, shard: int) -> bool: ...
-    def name(self, shard: int) -> str: ...
-    def close(self) -> None: ...
-
-
 class _Slot:
     """One of the reused batches."""
 
@@ -109,8 +104,18 @@ class _Slot:
             positions=empty(held, batch_size, dtype=torch.int64),
         )
         self.pixels: Pixels = self.batch.images.numpy().reshape(held * batch_size, resolution, resolution, channels)
+        self.rows = list(self.pixels)
         self.labels: Ids = self.batch.labels.numpy()
         self.positions: Ids = self.batch.positions.numpy()
+
+
+class _Block(NamedTuple):
+    """What several consecutive batches hold, looked up at once: shape [batches, samples of a batch]."""
+
+    first: int
+    records: index.Records
+    places: Ids
+    shards: Ids
 
 
 class Stream:
@@ -123,7 +128,7 @@ class Stream:
         records: index.Records,
         places: Ids,
         order: Order,
-        shards: _Shards,
+        shards: Shards,
         *,
         held: Sequence[int],
         batch_size: int,
@@ -149,11 +154,15 @@ class Stream:
             for _ in range(prefetch_batches + 2)
         ]
         self._submitted = 0
-        self._pending: collections.deque[tuple[_Slot, list[Future[None]]]] = collections.deque()
+        self._pending: collections.deque[tuple[_Slot, SimpleQueue[BaseException | None], int]] = collections.deque()
         self._counters = counters or Counters()
+        self._block = _Block(0, records[:0], places[:0], places[:0])
+        share = -(-batch_size * len(self._held) // decode_threads)
+        self._piece = min(max(share, _PIECE.start), _PIECE.stop - 1)
         self._horizon, self._ahead_bytes = horizon, ahead_bytes
         self._plan_again_at = first_batch
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoder = Decoder(shards, decode_threads, self._counters)
+        self._finalizer = weakref.finalize(self, self._decoder.close)  # also when it is dropped, and at exit
         self._closed = False
 
     def __iter__(self) -> "Stream":
@@ -164,11 +173,12 @@ class Stream:
             raise DataError("data: the stream is closed")
         while len(self._pending) < self._prefetch:
             self._submit()
-        slot, futures = self._pending.popleft()
+        slot, ended, pieces = self._pending.popleft()
         began = time.perf_counter()
         try:
-            for future in futures:
-                future.result()
+            for _ in range(pieces):
+                if (failure := ended.get()) is not None:
+                    raise failure
         except BaseException:
             self.close()
             raise
@@ -181,22 +191,33 @@ class Stream:
         """Start decoding the next batch into the slot whose turn it is."""
         if self._horizon and self._next_batch >= self._plan_again_at:
             self._plan()
+        if not 0 <= self._next_batch - self._block.first < len(self._block.records):
+            self._block = self._look_up()
+        number = self._next_batch - self._block.first
         slot = self._slots[self._submitted % len(self._slots)]
-        size, total = self._batch_size, self._batch_size * len(self._held)
-        first = self._next_batch * size
-        ids = np.concatenate([self._order.sample_ids(replica, first, size) for replica in self._held])
-        records = self._records[ids]
+        records, places, shards = (part[number] for part in self._block[1:])
         slot.labels[...] = records["label"].reshape(slot.labels.shape)
-        slot.positions[...] = np.arange(first, first + size)
-        shards = np.searchsorted(self._order.starts, ids, side="right") - 1
-        piece = max(1, min(_PIECE, total))
-        futures = [
-            self._pool.submit(self._decode, slot.pixels[a : a + piece], ids[a : a + piece], shards[a : a + piece])
-            for a in range(0, total, piece)
-        ]
-        self._pending.append((slot, futures))
+        slot.positions[...] = np.arange(self._next_batch * self._batch_size, (self._next_batch + 1) * self._batch_size)
+        offsets, sizes, crc32s = records["offset"].tolist(), records["size"].tolist(), records["crc32"].tolist()
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+        pieces = range(0, len(slot.rows), self._piece)
+        for a in pieces:
+            b = a + self._piece
+            piece = Piece(slot.rows[a:b], places[a:b], shards[a:b], offsets[a:b], sizes[a:b], crc32s[a:b], ended)
+            self._decoder.put(piece)
+        self._pending.append((slot, ended, len(pieces)))
         self._submitted += 1
         self._next_batch += 1
+
+    def _look_up(self) -> _Block:
+        """The next batches' records: looking up one batch at a time costs 1% of decoding it."""
+        size, held = self._batch_size, len(self._held)
+        count = max(1, _BLOCK // (size * held))
+        first = self._next_batch * size
+        ids = np.stack([self._order.sample_ids(c, first, count * size).reshape(count, size) for c in self._held], 1)
+        ids = ids.reshape(count, held * size)
+        shards = np.searchsorted(self._order.starts, ids, side="right") - 1
+        return _Block(self._next_batch, self._records[ids], self._places[ids], shards)
 
     def _plan(self) -> None:
         """Tell the shards what the batches under way and the next `horizon` positions need."""
@@ -216,40 +237,6 @@ class Stream:
         self._shards.plan(sorted(must, key=needed.index), ahead)
         self._plan_again_at = self._next_batch + max(1, self._horizon // (4 * size))
 
-    def _decode(self, out: Pixels, ids: Ids, shards: Ids) -> None:
-        """Read, check and decode samples into `out`, uint8 [n, H, W, C]."""
-        records = self._records[ids]
-        read, crc32 = self._shards.read, zlib.crc32
-        offsets, sizes, crcs = records["offset"].tolist(), records["size"].tolist(), records["crc32"].tolist()
-        for row, (shard, offset, size, crc) in enumerate(zip(shards.tolist(), offsets, sizes, crcs, strict=True)):
-            data = read(shard, offset, size)
-            if crc32(data) != crc:
-                data = self._read_again(shard, offset, size, crc, int(ids[row]))
-            try:
-                decode_into(data, out[row])
-            except (ValueError, OSError) as error:
-                raise DataError(
-                    f"{self._shards.name(shard)}: sample {self._places[ids[row]]} at byte {offset} "
-                    "cannot be decoded "
-                    f"({error}); make the shard again"
-                ) from None
-        self._counters.add("samples", len(ids))
-        self._counters.add("bytes", sum(sizes))
-
-    def _read_again(self, shard: int, offset: int, size: int, crc: int, sample: int) -> memoryview:
-        """The sample's bytes after a wrong CRC, where the shard can be had anew; else the error that names it."""
-        if self._shards.spoiled(shard):
-            self._counters.add("wrong_samples")
-            data = self._shards.read(shard, offset, size)
-            if zlib.crc32(data) == crc:
-                return data
-        raise DataError(
-            f"{self._shards.name(shard)}: sample {self._places[sample]} ({size} bytes at byte {offset}) "
-            "has a wrong CRC32; "
-            "the shard is damaged, run `python -m data_pipeline.manifest verify` on its folder and copy the "
-            "shard again"
-        )
-
     def sample_ids(self, batch: int) -> Ids:
         """The samples of batch number `batch`, int64 [held, batch_size], by their place in the shards that are used."""
         first, size = batch * self._batch_size, self._batch_size
@@ -261,12 +248,8 @@ class Stream:
 
     def close(self) -> None:
         """Stop the threads and let go of the files. Can be called again."""
-        if self._closed:
-            return
         self._closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._shards.close()  # wakes the threads that wait for a shard
-        self._pool.shutdown(wait=True)
+        self._finalizer()
         self._pending.clear()
 
     def __enter__(self) -> "Stream":
@@ -304,7 +287,7 @@ def open_stream(
     records, sizes, places = select_records(indexes, numbers, len(whole.classes))
     order = Order(sizes, seed=seed, replicas=replicas, shuffle_window=config.shuffle_window)
     holder = Folder(manifest.base, limits) if manifest.base else folder
-    shards: _Shards
+    shards: Shards
     if holder.local is not None:
         shards, horizon = LocalShards(holder.local.absolute(), manifest), 0
     else:

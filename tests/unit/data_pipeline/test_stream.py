@@ -1,8 +1,9 @@
 """The stream: the same bytes for any threads and processes, resumable at any batch, and errors that name the sample."""
 
-import concurrent.futures
 import itertools
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline import shard_files
+from data_pipeline import stream as stream_module
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
 from data_pipeline.order import Order
@@ -79,6 +82,30 @@ def test_batch_size_does_not_move_the_stream(shards: Path, whole: tuple[np.ndarr
     assert (images == whole[0][:, 2].reshape(210, 8, 8, 1)).all()
 
 
+@pytest.mark.parametrize("block", [1, 35, 95])
+def test_same_bytes_whatever_is_looked_up_at_once(
+    shards: Path,
+    whole: tuple[np.ndarray, np.ndarray, np.ndarray],
+    block: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also across blocks, pieces and more shards than may be open."""
+    monkeypatch.setattr(stream_module, "_BLOCK", block)
+    monkeypatch.setattr(stream_module, "_PIECE", range(3, 5))
+    monkeypatch.setattr(shard_files, "_OPEN_FILES", 2)
+    for mine, expected in zip(collect(shards, [1, 3, 4], 20, first=2), whole, strict=True):
+        assert (mine == expected[2:22][:, [1, 3, 4]]).all()
+
+
+def test_a_stream_that_is_dropped_ends_its_threads(shards: Path) -> None:
+    before = threading.active_count()
+    dropped = open_stream(DataConfig(shards=str(shards)), seed=1, replicas=1, held=[0], batch_size=16)
+    next(dropped)
+    assert threading.active_count() == before + 2
+    del dropped
+    assert threading.active_count() == before
+
+
 def test_window_is_the_orders(shards: Path) -> None:
     manifest = load_manifest(str(shards))
     order = Order([s.samples for s in manifest.shards], seed=3, replicas=REPLICAS, shuffle_window=50)
@@ -100,8 +127,9 @@ def test_memory_is_valid_until_the_next_but_one(shards: Path) -> None:
         copy = before.images.clone()
         for _ in range(40):
             now = next(stream)
-            for _, futures in stream._pending:  # everything that may be written before the next call is written
-                concurrent.futures.wait(futures)
+            for _, ended, pieces in stream._pending:  # all that may be written before the next call is written
+                while ended.qsize() < pieces:
+                    time.sleep(0.001)
             assert torch.equal(before.images, copy)
             before, copy = now, now.images.clone()
         assert stream.statistics()["samples"] >= 41 * 16
