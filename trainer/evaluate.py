@@ -1,58 +1,283 @@
-"""`python -m trainer.evaluate RUN --classifier FILE`: class accuracy and diversity of a run's generated images."""
+"""`python -m trainer.evaluate RUN`: measures of a run's generator, with all that must be known to compare them.
+
+One JSON record per measurement goes to RUN/measurements.jsonl, curves and pictures to the run's TensorBoard and to
+RUN/evaluation/. `--follow` watches a run and evaluates every new checkpoint, so that training never waits. With
+`accelerate launch -m trainer.evaluate ...` or torchrun the work is shared, and the values are the same.
+Nothing is downloaded unless an address is given.
+"""
 
 import argparse
-import json
 import sys
-from datetime import UTC, datetime
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from data_pipeline.stream import DataConfig
+from trainer.checkpoint import CheckpointStore
 from trainer.commands import run_command
-from trainer.metrics.accuracy import GeneratedAccuracy
-from trainer.runs import load_generator
-from trainer.stores import Store
+from trainer.commits import Commit, code_version
+from trainer.errors import CheckpointError, SettingError
+from trainer.launch import Launch, read_launch, share_object, start_processes, stop_processes, sum_over_processes
+from trainer.metrics.features import combined_digest, open_features
+from trainer.metrics.measures import MEASURES, NEED_FEATURES, Evaluation, Outcome, Plan, open_judge
+from trainer.metrics.overall import OF_JUDGE
+from trainer.metrics.publish import collapse_warning, publish
+from trainer.metrics.real import manifest_of
+from trainer.metrics.records import read_records
+from trainer.metrics.reference import default_cache
+from trainer.metrics.samples import Sampler
+from trainer.metrics.table import class_table, measure_table
+from trainer.pretrained import Generator
+from trainer.runs import TrainedGenerator, load_generator
+
+DEFAULT = "is,fid,ms_ssim"
+PER_CLASS = ("ms_ssim", "intra_fid", *OF_JUDGE)
 
 
 def main(arguments: list[str]) -> int:
-    """Print a table and append one JSON record to RUN/measurements.jsonl."""
-    parser = argparse.ArgumentParser(prog="python -m trainer.evaluate", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--classifier", required=True, help="weights written by python -m trainer.train_classifier")
-    parser.add_argument("--real", metavar="SHARDS", help="real images, to which the diversity is compared")
-    parser.add_argument("--iteration", type=int, help="which checkpoint (default: the newest)")
-    parser.add_argument("--samples", type=int, default=2_000, help="generated images, the classes in turn")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents")
-    options = parser.parse_args(arguments)
-    trained = load_generator(options.run, options.iteration)
-    judge = GeneratedAccuracy(options.classifier, trained.config.model)
-    generated = judge.judge(trained.module, options.seed, options.samples)
-    accuracy, names = float(generated.accuracy.mean()), judge.info.class_names
-    diversity = generated.diversity(judge.judge_real(options.real)) if options.real else None
-    print(f"{options.samples:,} generated images at iteration {trained.iteration:,}: class accuracy")
-    for label, name in enumerate(names):
-        value = float(generated.accuracy[label])
-        varied = "" if diversity is None else f"  diversity {float(diversity[label]):.2f}"
-        print(f"  {name:16} {value:7.1%}{varied}  {'#' * round(40 * value)}")
-    varied = "" if diversity is None else f"  diversity {float(diversity.mean()):.2f} (1: as diverse as {options.real})"
-    print(f"  {'mean':16} {accuracy:7.1%}{varied}")
-    print(f"  the classifier itself, on real test images: {judge.info.test_accuracy:.1%}")
-    record = {
-        "measure": "class_accuracy",
-        "value": accuracy,
-        "per_class": dict(zip(names, generated.accuracy.tolist(), strict=True)),
-        "diversity": None if diversity is None else float(diversity.mean()),
-        "samples": options.samples,
+    """Measure, print, publish; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    launch = read_launch()
+    if options.device:
+        launch = replace(launch, device=_device(options.device, launch))
+    start_processes(launch, timeout=timedelta(hours=12))
+    try:
+        return _follow(options, launch) if options.follow else _once(options, launch)
+    finally:
+        stop_processes(launch)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    names = "; ".join(f"{name} ({meaning})" for name, meaning in MEASURES.items())
+    add("run", metavar="RUN", help="the run's folder, a path or URL")
+    add("--iteration", type=int, help="which checkpoint (default: the newest)")
+    add("--follow", action="store_true", help="evaluate every new checkpoint until the run is complete, or Ctrl-C")
+    add("--poll", type=float, default=30.0, metavar="SECONDS", help="how often --follow looks (default: 30)")
+    add("--measures", help=f"names with commas, or all (default: accuracy with --classifier, else {DEFAULT}): {names}")
+    networks = (
+        "inception:FILE_OR_URL, efficientnet_lite0, timm:MODEL:FILE, torchvision:MODEL:FILE, or a small one's FILE"
+    )
+    add("--features", metavar="NETWORK", help=f"{networks} (default: the classifier, else efficientnet_lite0)")
+    add(
+        "--classifier",
+        metavar="NETWORK",
+        help="what judges classes, named in the same way; its classes must be the data's",
+    )
+    add("--real", metavar="SHARDS", help="real images to compare with (default: those that the run was trained on)")
+    add("--samples", type=int, help="generated images, the classes in turn (default: 10000; 2000 for accuracy alone)")
+    add("--splits", type=int, default=10, help="of the Inception Score (default: 10)")
+    add("--seed", type=int, default=0, help="of the latents (default: 0)")
+    add("--pairs", type=int, default=100, help="of images per class for MS-SSIM (default: 100)")
+    add("--class-samples", type=int, default=5_000, help="generated images per class for intra_fid (default: 5000)")
+    add("--queries", type=int, default=200, help="generated images whose neighbours are looked for (default: 200)")
+    add("--weights", choices=["average", "plain"], help="default: the moving average if the run has one")
+    add("--statistics", choices=["evaluation", "batch"], default="evaluation", help="what batch norm normalises with")
+    add("--cache", type=Path, help="for features of real images (default: MENAGERIE_CACHE or ~/.cache/menagerie)")
+    add("--device", help="cpu or cuda (default: cuda where there is one)")
+    return parser
+
+
+@dataclass
+class _Context:
+    """What stays the same from one checkpoint of a run to the next."""
+
+    evaluation: Evaluation
+    small_print: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return str(self.small_print["settings_digest"])
+
+
+def _once(options: argparse.Namespace, launch: Launch) -> int:
+    trained = load_generator(options.run, options.iteration, _average(options))
+    _measure(options, launch, trained, _context(options, launch, trained))
+    return 0
+
+
+def _follow(options: argparse.Namespace, launch: Launch) -> int:
+    """New commits, oldest first, until the one of the run's last iteration is done."""
+    if options.iteration is not None:
+        raise SettingError("--iteration: does not go together with --follow, which takes every new checkpoint")
+    context: _Context | None = None
+    seen: set[str] = set()
+    try:
+        while True:
+            todo, complete = share_object(
+                launch, _next(options.run, context, seen) if launch.is_main else (None, False)
+            )
+            if todo is None:
+                if complete:
+                    return 0
+                time.sleep(options.poll)
+                continue
+            seen.add(todo.state_sha256)
+            trained = _try_to_load(options, launch, todo)
+            if trained is None:
+                continue
+            context = context or _context(options, launch, trained)
+            done = share_object(launch, launch.is_main and todo.state_sha256 in _done(options.run, context))
+            if not done:
+                _measure(options, launch, trained, context)
+    except KeyboardInterrupt:
+        if launch.is_main:
+            print("stopped watching", flush=True)
+        return 0
+
+
+def _next(run: str, context: _Context | None, seen: set[str]) -> tuple[Commit | None, bool]:
+    """The oldest commit that waits to be evaluated, and whether the run is complete."""
+    commits = sorted(CheckpointStore(run).commits(), key=lambda commit: commit.iteration)
+    done = seen | (_done(run, context) if context else set())
+    complete = any(c.iteration >= c.info.get("settings", {}).get("run", {}).get("iterations", 2**63) for c in commits)
+    return next((commit for commit in commits if commit.state_sha256 not in done), None), complete
+
+
+def _done(run: str, context: _Context) -> set[str]:
+    """The states that have been measured in this very way, also by an earlier --follow."""
+    records = read_records(run)
+    return {r["state_sha256"] for r in records if r.get("settings_digest") == context.digest and "state_sha256" in r}
+
+
+def _try_to_load(options: argparse.Namespace, launch: Launch, commit: Commit) -> TrainedGenerator | None:
+    """None everywhere if any process finds the checkpoint gone: the run keeps only its last ones."""
+    trained, reason = None, ""
+    try:
+        trained = load_generator(options.run, commit.iteration, _average(options))
+    except (CheckpointError, FileNotFoundError) as error:
+        reason = str(error)
+    missing = sum_over_processes(launch, torch.tensor([float(trained is None)], device=launch.device))
+    if float(missing):
+        if launch.is_main:
+            print(f"iteration {commit.iteration:,}: left out, its checkpoint is gone; {reason}", flush=True)
+        return None
+    return trained
+
+
+def _context(options: argparse.Namespace, launch: Launch, trained: TrainedGenerator) -> _Context:
+    """The plan, the networks and the real images; raises SettingError where they do not go together."""
+    config = trained.config
+    measures = _measures(options)
+    samples = options.samples or (2_000 if measures == ("accuracy",) else 10_000)
+    plan = Plan(measures, samples, options.splits, options.seed, options.pairs, options.class_samples, options.queries)
+    data = DataConfig(shards=options.real, classes=config.data.classes) if options.real else config.data
+    _check_data(data, trained, measures, "--real" if options.real else "data.shards")
+    channels = config.model.image_channels
+    judge_network = (
+        open_features(options.classifier, channels, launch.device, "--classifier") if options.classifier else None
+    )
+    network = judge_network
+    if any(name in NEED_FEATURES for name in measures) and (options.features or not judge_network):
+        network = open_features(options.features or "efficientnet_lite0", channels, launch.device)
+        if judge_network is not None and judge_network.identity == network.identity:
+            network = judge_network
+    judge = open_judge(judge_network, data) if judge_network and any(name in OF_JUDGE for name in measures) else None
+    evaluation = Evaluation(plan, launch, data, network, judge, options.cache or default_cache(), bool(options.real))
+    small_print = {
         "seed": options.seed,
-        "iteration": trained.iteration,
+        "labels": "the classes in turn",
         "moving_average": trained.averaged,
-        "batch_norm": "running statistics",
-        "classifier_test_accuracy": judge.info.test_accuracy,
-        "classifier_trained_on": judge.info.fingerprint,
+        "batch_norm": "batch of 50" if options.statistics == "batch" else "running statistics",
+        "precision": "fp32",
+        "code_version": code_version(),
+    }
+    networks = [n.identity if n else "" for n in (network, judge_network)]
+    fingerprint = manifest_of(data).fingerprint
+    about = [str(plan), *networks, fingerprint, str(trained.averaged), options.statistics, str(bool(options.real))]
+    return _Context(evaluation, small_print | {"settings_digest": combined_digest(*about)[:16]})
+
+
+def _measures(options: argparse.Namespace) -> tuple[str, ...]:
+    """The names asked for; `all` leaves out what needs a classifier where none is given, and intra_fid."""
+    text = options.measures or ("accuracy" if options.classifier else DEFAULT)
+    if text == "all":
+        return tuple(n for n in MEASURES if n != "intra_fid" and (options.classifier or n not in OF_JUDGE))
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _check_data(data: DataConfig, trained: TrainedGenerator, measures: tuple[str, ...], setting: str) -> None:
+    model, manifest = trained.config.model, manifest_of(data)
+    for what, ours, theirs in (
+        ("px", model.resolution, manifest.resolution),
+        ("channels", model.image_channels, manifest.channels),
+    ):
+        if ours != theirs:
+            raise SettingError(
+                f"{setting}: the images in {data.shards} have {theirs} {what}, the generator's have {ours}; give shards "
+                "that were made with the settings of the training images"
+            )
+    asked = [name for name in PER_CLASS if name in measures]
+    if model.classes != len(manifest.classes) and asked:
+        raise SettingError(
+            f"--measures: {asked[0]} looks at classes, of which the generator has {model.classes} and the images in "
+            f"{data.shards} {len(manifest.classes)}; leave it out"
+        )
+
+
+def _measure(options: argparse.Namespace, launch: Launch, trained: TrainedGenerator, context: _Context) -> None:
+    """Evaluate one generator; the main process prints and publishes."""
+    config, evaluation = trained.config, context.evaluation
+    manifest = manifest_of(evaluation.data)
+    known = len(manifest.classes) == config.model.classes
+    generator = Generator(
+        trained.module.to(launch.device),
+        config.model,
+        config.generator,
+        manifest.class_names if known else (),
+        tuple(entry.id for entry in manifest.classes) if known else (),
+    )
+    sampler = Sampler(generator, options.seed, options.statistics == "batch")
+    outcome = evaluation.run(sampler)
+    if launch.is_main:
+        _report(options, launch, trained, context, outcome)
+
+
+def _report(
+    options: argparse.Namespace, launch: Launch, trained: TrainedGenerator, context: _Context, outcome: Outcome
+) -> None:
+    evaluation, warning = context.evaluation, None
+    names = manifest_of(evaluation.data).class_names
+    if outcome.ms_ssim is not None and outcome.real_ms_ssim is not None:
+        pairs = evaluation.plan.pairs
+        warning = collapse_warning(options.run, trained.iteration, outcome.ms_ssim, outcome.real_ms_ssim, names, pairs)
+    for measurement in outcome.measurements:
+        if measurement.measure == "class_accuracy":
+            print(class_table(measurement, trained.iteration, evaluation.data.shards))
+    rest = [m for m in outcome.measurements if m.measure != "class_accuracy"]
+    if rest:
+        print(measure_table(rest, trained.iteration))
+    if warning:
+        print(f"WARNING {warning.name}: {warning.text}", flush=True)
+    small_print = context.small_print | {
+        "iteration": trained.iteration,
         "state_sha256": trained.state_sha256,
+        "device": launch.device.type,
+        "processes": launch.world_size,
+        "seconds": outcome.seconds,
+        "warning": f"{warning.name}: {warning.text}" if warning else None,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    store = Store(options.run)
-    earlier = store.get("measurements.jsonl") if store.exists("measurements.jsonl") else b""
-    store.put("measurements.jsonl", earlier + json.dumps(record).encode() + b"\n")
-    return 0
+    publish(options.run, trained.iteration, outcome.measurements, outcome.pictures, small_print, warning)
+    for name in outcome.pictures:
+        print(f"picture: {options.run}/evaluation/{trained.iteration:08d}/{name}.png")
+
+
+def _average(options: argparse.Namespace) -> bool | None:
+    return None if options.weights is None else bool(options.weights == "average")
+
+
+def _device(text: str, launch: Launch) -> torch.device:
+    if text not in ("cpu", "cuda"):
+        raise SettingError(f"--device: is {text!r}; give cpu or cuda")
+    return torch.device("cuda", launch.local_rank) if text == "cuda" else torch.device("cpu")
 
 
 if __name__ == "__main__":

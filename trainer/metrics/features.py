@@ -29,6 +29,8 @@ class FeatureNetwork(Protocol):
     """Which network, with which weights and resizer, for people."""
     digest: str
     """sha256 of the file of weights."""
+    identity: str
+    """The weights' digest and what they are used for: equal for networks that give the same numbers."""
     dimension: int
     """Features of one image."""
     outputs: int
@@ -47,6 +49,7 @@ class ClassifierFeatures:
         self.digest = classifier.digest
         size = classifier.input_size
         self.description = f"{classifier.description}, input {size} px"
+        self.identity = f"{classifier.digest} at {size} px"
         with torch.no_grad():
             features, logits = classifier.both(torch.zeros(1, image_channels, size, size, device=self.device))
         self.dimension, self.outputs = features.shape[1], logits.shape[1]
@@ -84,6 +87,7 @@ class InceptionFeatures:
             raise SettingError(f"{setting} inception: {weights} does not fit TF-Inception ({reason}); {cure}") from None
         self.device = torch.device(device)
         self.digest = found.sha256
+        self.identity = f"{found.sha256} as TF-Inception"
         self.description = "TF-Inception-v3 (torch-fidelity), TensorFlow bilinear to 299 px"
 
     @torch.no_grad()

@@ -23,8 +23,8 @@ from data_pipeline.stream import DataConfig
 from trainer.launch import Launch, share_object
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
-from trainer.metrics.real import manifest_of, real_chunks
-from trainer.metrics.samples import CHUNK, chunks_of, in_order
+from trainer.metrics.real import RealChunk, RealRows, manifest_of, over_real_images
+from trainer.metrics.samples import chunks_of
 
 FORMAT = "menagerie-reference-1"
 
@@ -73,7 +73,7 @@ class Reference:
 def open_reference(launch: Launch, data: DataConfig, network: FeatureNetwork, cache: Path) -> Reference | None:
     """From the cache, else computed by all processes and put there; in the main process, None in the others."""
     manifest = manifest_of(data)
-    digest = combined_digest(FORMAT, manifest.fingerprint, network.description, network.digest)
+    digest = combined_digest(FORMAT, manifest.fingerprint, network.identity)
     folder = cache / "references" / digest[:32]
     if not share_object(launch, (folder / "summary.json").exists()):
         _compute(launch, data, network, manifest, folder)
@@ -81,23 +81,13 @@ def open_reference(launch: Launch, data: DataConfig, network: FeatureNetwork, ca
 
 
 def _compute(launch: Launch, data: DataConfig, network: FeatureNetwork, manifest: Manifest, folder: Path) -> None:
-    """Contiguous blocks of chunks are dealt to the processes; the main one writes each row in its sample's place."""
-    chunks = chunks_of(manifest.samples)
-    share = -(-chunks // launch.world_size)
-    own = real_chunks(data, min(launch.rank * share, chunks), min((launch.rank + 1) * share, chunks))
+    """By all processes; the main one writes each row in its sample's place."""
 
-    def work(_number: int) -> Tensor:
-        """Rows [id (-1: none), label, prediction, features] of this process's next chunk."""
-        rows = torch.full((CHUNK, 3 + network.dimension), -1.0, dtype=torch.float64)
-        chunk = next(own, None)
-        if chunk is not None:
-            features, logits = network.both(chunk.images)
-            rows[:, 0], rows[:, 1], rows[:, 2] = chunk.ids, chunk.labels, logits.argmax(1)
-            rows[:, 3:] = features
-            rows[chunk.new :, 0] = -1
-        return rows
+    def work(chunk: RealChunk) -> Tensor:
+        features, logits = network.both(chunk.images)
+        return torch.cat([logits.argmax(1)[:, None].double(), features.double()], 1)
 
-    results = in_order(launch, share * launch.world_size, (CHUNK, 3 + network.dimension), work)
+    results = over_real_images(launch, data, chunks_of(manifest.samples), 1 + network.dimension, work)
     if not launch.is_main:
         for _ in results:
             pass
@@ -116,17 +106,16 @@ def _compute(launch: Launch, data: DataConfig, network: FeatureNetwork, manifest
         raise
 
 
-def _write(folder: Path, results: Iterator[Tensor], manifest: Manifest, network: FeatureNetwork) -> None:
+def _write(folder: Path, results: Iterator[RealRows], manifest: Manifest, network: FeatureNetwork) -> None:
     samples, dimension = manifest.samples, network.dimension
     features = np.lib.format.open_memmap(
         folder / "features.npy", mode="w+", dtype=np.float32, shape=(samples, dimension)
     )
     table = np.full((samples, 2), -1, dtype=np.int64)
     for rows in results:
-        rows = rows[rows[:, 0] >= 0]
-        ids = rows[:, 0].long().numpy()
-        table[ids] = rows[:, 1:3].long().numpy()
-        features[ids] = rows[:, 3:].float().numpy()
+        ids = rows.ids.numpy()
+        table[ids, 0], table[ids, 1] = rows.labels.numpy(), rows.values[:, 0].long().numpy()
+        features[ids] = rows.values[:, 1:].float().numpy()
     if (table[:, 0] < 0).any():
         raise RuntimeError(f"{int((table[:, 0] < 0).sum())} of {samples} real images were not reached")
     features.flush()
