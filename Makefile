@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning bench-saving bench-data
+.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-data
 
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,7 @@ lint: setup  ## ruff, mypy and the import contract
 	lint-imports
 
 test: setup  ## lint, types, import contract, and the tests (minutes)
+	@cluster/packages.sh slurmctld slurmd slurm-client munge || echo "without them the tests of the cluster scripts skip"
 	ruff check .
 	ruff format --check .
 	mypy
@@ -38,6 +39,7 @@ test: setup  ## lint, types, import contract, and the tests (minutes)
 	pytest -m "not slow" -n 2 --dist loadgroup tests
 
 proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=word picks
+	@cluster/packages.sh slurmctld slurmd slurm-client munge buildah mmdebstrap || echo "without them the tests of the cluster scripts skip"
 	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
@@ -48,6 +50,12 @@ bench-data: setup  ## the loader beside its peers, in images per CPU-second
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (20 minutes)
 	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning
+
+bench-classifier-loss: setup $(FASHION)/classifier.safetensors  ## what the fine-tuning stage's classifier costs an iteration
+	python tests/benchmarks/bench_classifier_loss.py
+
+study-finetune: setup $(FASHION)/classifier.safetensors $(FASHION)/independent.safetensors  ## the classifier-loss stage, three seeds (half an hour)
+	python tests/benchmarks/study_finetune.py --out runs/study_finetune
 
 demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in a quarter of an hour
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
@@ -68,6 +76,10 @@ data/fashion-mnist/.complete: | setup
 
 $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json: $(FASHION)/%/manifest.json: data/fashion-mnist/.complete
 	python -m data_pipeline.make_shards idx data/fashion-mnist $(FASHION)/$* --split $*
+
+# Judges what the first one guides (make study-finetune): another seed, another width.
+$(FASHION)/independent.safetensors: $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json
+	python -m trainer.train_classifier $(FASHION)/train $(FASHION)/test --out $@ --seed 1 --width 24 --minimum 0.9
 
 $(FASHION)/classifier.safetensors: $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json
 	python -m trainer.train_classifier $(FASHION)/train $(FASHION)/test --out $@ --minimum 0.9

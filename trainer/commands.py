@@ -1,10 +1,16 @@
 """What every verb's command line has in common: an error of ours is one sentence and an exit status, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 from data_pipeline.errors import DataError
-from trainer.errors import TrainerError
+from trainer.errors import SettingError, TrainerError
+
+REFUSAL_VARIABLE = "MENAGERIE_REFUSAL"
+"""Names a file in which a batch script finds the sentence of a refused setting: exit statuses do not survive launchers."""
 
 
 def run_command(main: Callable[[list[str]], int]) -> int:
@@ -13,6 +19,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         return main(sys.argv[1:])
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, SettingError) and os.environ.get(REFUSAL_VARIABLE):
+            with suppress(OSError):
+                Path(os.environ[REFUSAL_VARIABLE]).write_text(f"{error}\n")
         return error.exit_status
     except DataError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
