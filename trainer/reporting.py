@@ -59,6 +59,7 @@ class Reporter:
         """One iteration's scalars, still on the device."""
         for name, value in scalars.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1  # a stage's scalars begin and end with it
         self._count += 1
 
     def log(self, iteration: int, more: dict[str, float], note: str = "") -> None:
@@ -71,7 +72,9 @@ class Reporter:
         config = self.config
         names = sorted(self._sums)
         sums = sum_over_processes(self.launch, torch.stack([self._sums[name] for name in names])).tolist()
-        values = {CURVE_NAMES.get(name, name): value / self._count for name, value in zip(names, sums, strict=True)}
+        values = {
+            CURVE_NAMES.get(name, name): value / self._counts[name] for name, value in zip(names, sums, strict=True)
+        }
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFinite(
@@ -125,6 +128,7 @@ class Reporter:
 
     def _restart(self) -> None:
         self._sums: Scalars = {}
+        self._counts: dict[str, int] = {}
         self._count = 0
         self._began = time.monotonic()
         self._waited = self.stream.wait_seconds

@@ -126,6 +126,14 @@ CURVES = {
         "real images per second": ["Multiline", ["speed/images_per_second"]],
         "share of time waiting for data": ["Multiline", ["speed/data_wait_share"]],
     },
+    "Fine-tuning with a classifier": {
+        "accuracy by the guiding and by the independent classifier": [
+            "Multiline",
+            ["finetuning/guiding_accuracy", "finetuning/independent_accuracy"],
+        ],
+        "MS-SSIM within classes (higher: less varied)": ["Multiline", ["finetuning/ms_ssim"]],
+        "classifier's loss": ["Multiline", ["generator/classifier_loss", "finetuning/guiding_loss"]],
+    },
     "Quality": {"class accuracy of generated images": ["Multiline", ["quality/class_accuracy"]]},
 }
 

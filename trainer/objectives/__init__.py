@@ -1,9 +1,8 @@
 """The objectives: what a method adds to the loop."""
 
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from trainer.models import DiscriminatorConfig, ModelConfig, has_batch_norm, has_class_logits
 from trainer.objectives.adversarial import (
@@ -16,12 +15,15 @@ from trainer.objectives.adversarial import (
     Latents,
     RealAndLatents,
 )
+from trainer.objectives.guidance import ClassifierLossConfig, check_classifier_loss
+from trainer.objectives.protocol import Objective
 
 ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Field(discriminator="name")]
 
 __all__ = [
     "ACGANConfig",
     "AdversarialConfig",
+    "ClassifierLossConfig",
     "Discriminator",
     "Generator",
     "Latents",
@@ -29,20 +31,9 @@ __all__ = [
     "ObjectiveConfig",
     "RealAndLatents",
     "build_objective",
+    "check_classifier_loss",
     "check_objective",
 ]
-
-
-class Objective(Protocol):
-    """A method. "loss" of each returned dictionary is minimised, the other entries are detached scalars to log.
-
-    G(latents, labels) and D(images, labels) are plain callables. Random draws inside come from torch's default
-    generator, which the loop seeds for each replica and pass.
-    """
-
-    def discriminator_loss(self, G: Generator, D: Discriminator, batch: RealAndLatents, /) -> dict[str, Tensor]: ...
-
-    def generator_loss(self, G: Generator, D: Discriminator, batch: Latents, /) -> dict[str, Tensor]: ...
 
 
 def build_objective(config: AdversarialConfig | ACGANConfig) -> Objective:
