@@ -2,7 +2,7 @@
 #   GPU:  docker build -t menagerie .
 #   CPU:  docker build -t menagerie --build-arg BASE=debian:12-slim .
 #   run:  docker run --rm --gpus all --shm-size 8g -v "$PWD/runs:/opt/menagerie/runs" -v "$PWD/data:/opt/menagerie/data" \
-#             -e PROCESSES=8 menagerie train configs/imagenet128_projection.yaml
+#             -e PROCESSES=4 menagerie train configs/imagenet128_projection.yaml
 # PyTorch brings CUDA's libraries; the base gives the driver's hooks. Any Debian or Ubuntu with Python 3.11 or later will do.
 ARG BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 FROM ${BASE}

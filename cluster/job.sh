@@ -13,7 +13,7 @@ progress="$SITE_LOGS/.progress-$SLURM_JOB_ID"
 source cluster/supervise.sh
 site_setup
 
-export MACHINES=$SLURM_NNODES PROCESSES=$SITE_PROCESSES LAUNCH=${MENAGERIE_LAUNCH:-$SITE_LAUNCH}
+export MACHINES=$SLURM_NNODES PROCESSES=${MENAGERIE_PROCESSES:-$SITE_PROCESSES} LAUNCH=${MENAGERIE_LAUNCH:-$SITE_LAUNCH}
 MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # One port per job: two jobs may share a node. Below the kernel's ephemeral ports.
 export MAIN_ADDRESS MAIN_PORT=$((15000 + SLURM_JOB_ID % 15000))

@@ -6,8 +6,8 @@
 #   LAUNCH                        accelerate's file (strategy and precision), default cluster/launch/ddp.yaml
 # Slurm's scripts start it through srun, the Kubernetes example as the container's command; by hand it is the plain
 # multi-node form:
-#   node 0:  MACHINES=2 MACHINE_RANK=0 MAIN_ADDRESS=node0 MAIN_PORT=29500 PROCESSES=8 cluster/node.sh CONFIG
-#   node 1:  MACHINES=2 MACHINE_RANK=1 MAIN_ADDRESS=node0 MAIN_PORT=29500 PROCESSES=8 cluster/node.sh CONFIG
+#   node 0:  MACHINES=2 MACHINE_RANK=0 MAIN_ADDRESS=node0 MAIN_PORT=29500 PROCESSES=2 cluster/node.sh CONFIG
+#   node 1:  MACHINES=2 MACHINE_RANK=1 MAIN_ADDRESS=node0 MAIN_PORT=29500 PROCESSES=2 cluster/node.sh CONFIG
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ -n "${MENAGERIE_SITE:-}" ]; then

@@ -8,7 +8,9 @@
 #   submit.sh SITE finetune [options] CONFIG [--section.key value ...]    begins when run.initialize_from exists
 #   submit.sh SITE class_splits [--parts N] [options] CONFIG [--section.key value ...]
 #
-# Options: --nodes N (1), --time T, --launch FILE (strategy and precision), --after JOB (begin when that job has ended well),
+# Options: --nodes N (1), --processes N (on each node, with a GPU each; the site's SITE_PROCESSES), --time T, --launch FILE (strategy and
+#          precision), --after JOB (begin when that job has ended well),
+#          --evaluate "OPTIONS" (class_splits: measure each split with these options of trainer.evaluate),
 #          --show (print the sbatch command lines, submit nothing)
 set -euo pipefail
 usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | head -n -1 >&2; exit 2; }
@@ -25,15 +27,17 @@ script=cluster/$what.sbatch
 # shellcheck source=cluster/sites/example.env
 source "$site"
 
-nodes=1 time=$SITE_TIME launch=$SITE_LAUNCH after="" tasks=16 parts=100 show=""
+nodes=1 processes=$SITE_PROCESSES time=$SITE_TIME launch=$SITE_LAUNCH after="" tasks=16 parts=100 show=""
 while [ $# -gt 0 ]; do
     case $1 in
         --nodes) nodes=$2 ;;
+        --processes) processes=$2 ;;
         --time) time=$2 ;;
         --launch) launch=$2 ;;
         --after) after=$2 ;;
         --tasks) tasks=$2 ;;
         --parts) parts=$2 ;;
+        --evaluate) export MENAGERIE_EVALUATE=$2 ;;
         --show)
             show=yes
             shift
@@ -49,7 +53,7 @@ case $SITE_LOGS in /*) ;; *) SITE_LOGS=$PWD/$SITE_LOGS ;; esac
 mkdir -p "$SITE_LOGS"
 site_setup
 
-export MENAGERIE_ROOT=$PWD MENAGERIE_LAUNCH=$launch
+export MENAGERIE_ROOT=$PWD MENAGERIE_LAUNCH=$launch MENAGERIE_PROCESSES=$processes
 MENAGERIE_SITE=$(readlink -f "$site")
 export MENAGERIE_SITE
 
@@ -67,7 +71,7 @@ on_gpu_nodes() {
     ask --nodes "$1"
     ask --cpus-per-task "$SITE_CPUS"
     ask --mem "$SITE_MEMORY"
-    [ -z "$SITE_GPU" ] || options+=("$SITE_GPU")
+    [ -z "$SITE_GPU" ] || options+=("${SITE_GPU//%d/$processes}")
     ask --signal "B:USR1@$SITE_NOTICE"
     common
 }
@@ -94,7 +98,7 @@ submit() {
 check() {
     local precision
     precision=$(sed -n "s/^mixed_precision: *['\"]\{0,1\}\([a-z0-9]*\).*/\1/p" "$launch")
-    "${SITE_RUN[@]}" env WORLD_SIZE=$((nodes * SITE_PROCESSES)) RANK=0 LOCAL_RANK=0 ACCELERATE_MIXED_PRECISION="${precision:-no}" \
+    "${SITE_RUN[@]}" env WORLD_SIZE=$((nodes * processes)) RANK=0 LOCAL_RANK=0 ACCELERATE_MIXED_PRECISION="${precision:-no}" \
         python trainer/main.py "$@" --run.dry_run true >"$SITE_LOGS/.dry-run-$$" || exit
     sed -n '/^# batch/,/^# traffic/p' "$SITE_LOGS/.dry-run-$$" | grep -v '^# traffic' || true
     rm -f "$SITE_LOGS/.dry-run-$$"
@@ -147,6 +151,7 @@ case $what in
         tell "$job" "$SITE_LOGS/$what-merge-$job.log"
         ;;
     evaluate)
+        processes=1
         on_gpu_nodes 1
         ask --dependency "${after:+after:$after}"
         submit --output="$SITE_LOGS/$what-%j.log" "$script" "$@"

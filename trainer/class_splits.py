@@ -18,10 +18,9 @@ from data_pipeline.selection import class_numbers, select_classes
 from trainer.commands import run_command
 from trainer.config import Config, load_config
 from trainer.errors import SettingError
+from trainer.metrics.records import read_records
 from trainer.status import committed
 from trainer.stores import Store
-
-MEASUREMENTS = "measurements.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,14 @@ def gather(config: Config, manifest: Manifest, parts: int) -> list[Part]:
         newest = max(committed(run), default=0)
         names = select_classes(manifest, f"split {number} of {parts}").class_names
         done = newest >= config.run.iterations
-        rows.append(Part(number, tuple(names), run, newest, done, _measured(Store(run))))
+        rows.append(Part(number, tuple(names), run, newest, done, _measured(run)))
     return rows
 
 
-def _measured(store: Store) -> dict[str, float]:
-    """The last value of every measure; a measure without a single value is left out."""
-    if not store.exists(MEASUREMENTS):
-        return {}
-    records = [json.loads(line) for line in store.get(MEASUREMENTS).decode().splitlines() if line.strip()]
+def _measured(run: str) -> dict[str, float]:
+    """The last value of every measure."""
     values: dict[str, float] = {}
-    for record in records:
+    for record in read_records(run):
         name, value = record.get("measure"), record.get("value")
         if isinstance(name, str) and isinstance(value, int | float):
             values[name] = float(value)

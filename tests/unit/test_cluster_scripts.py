@@ -196,13 +196,12 @@ def test_submit_fills_in_the_site_and_shows_it(tmp_path: Path) -> None:
     config = "configs/fashion32_projection.yaml"
     refused = submit("train", "--nodes", "2", "--show", config)
     assert refused.returncode != 0
-    assert "batch.replicas: is 2, but the launch started 16 processes" in refused.stderr
-    site.write_text(site.read_text().replace("SITE_PROCESSES=8", "SITE_PROCESSES=1"))
-    shown = submit("train", "--nodes", "2", "--show", config, "--run.seed", "7")
+    assert "batch.replicas: is 2, but the launch started 8 processes" in refused.stderr
+    shown = submit("train", "--nodes", "2", "--processes", "1", "--show", config, "--run.seed", "7")
     assert shown.returncode == 0, shown.stderr
     assert "2 replicas on 2 processes (1 + 1)" in shown.stdout
     line = next(line for line in shown.stdout.splitlines() if line.startswith("sbatch "))
-    for word in ("--partition=gpu", "--nodes=2", "--gpus-per-node=8", "--time=04:00:00", "--signal=B:USR1@300"):
+    for word in ("--partition=gpu", "--nodes=2", "--gpus-per-node=1", "--time=04:00:00", "--signal=B:USR1@300"):
         assert word in line
     assert line.split()[-4:] == ["cluster/train.sbatch", config, "--run.seed", "7"]
     assert submit("trian", config).returncode == 2

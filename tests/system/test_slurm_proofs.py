@@ -1,0 +1,233 @@
+"""Slow proofs on a real Slurm, with data and checkpoints on a real S3 server: every event that ends a job, on one run."""
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.append(str(Path(__file__).parent))
+from crash_s3 import S3Server
+from crash_training import ROOT
+from slurm_site import MARKS, Site, open_site
+
+pytestmark = [*MARKS, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def site(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with open_site(tmp_path_factory.mktemp("slurm"), s3.environment) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shards(site: Site, s3: S3Server) -> str:
+    """Shards in object storage, made there by a job array."""
+    url = s3.url("shards")
+    _, merge = site.submit("make_shards", "--tasks", 2, "idx", site.folder / "idx", url, "--samples-per-shard", 20)
+    site.wait_for_end(merge, what="make_shards-merge")
+    return url
+
+
+class Story:
+    """One job, and the figures of everything that happens to it."""
+
+    def __init__(self, site: Site, job: str) -> None:
+        self.site, self.job, self.figures = site, job, ""
+        self.ends = 0
+
+    def event(self, name: str, *, asked: float | None = None) -> None:
+        """The processes end, and the training is at work again. `asked`: when it was asked to (time.monotonic)."""
+        site, job = self.site, self.job
+        asked = asked or time.monotonic()
+        site.wait_for_line(job, ": ENDED with status", self.ends + 1)
+        stop, before = time.monotonic() - asked, len(site.iterations(job))
+        self.ends += 1
+        restart = site.wait_for_iterations(job, 1)
+        iterations = site.iterations(job)
+        # The first line of the next start is of the iteration after the one that it went on from.
+        lost = max(iterations[:before]) - (iterations[before] - 1)
+        self.figures += f"{name}: stop={stop:.1f}s restart={restart:.1f}s lost={lost}_iterations; "
+        site.wait_for_iterations(job, 4)
+
+    def ended(self) -> bool:
+        return self.site.log(self.job).count(": ENDED with status") > self.ends
+
+
+def training_process(site: Site, job: str, rank: int) -> int:
+    """The process id of one rank of a job."""
+    wanted = {f"SLURM_CONF={site.environment['SLURM_CONF']}", f"SLURM_JOB_ID={job}", f"RANK={rank}"}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                variables = set((entry / "environ").read_text().split("\0"))
+                if wanted <= variables and "trainer/main.py" in (entry / "cmdline").read_text():
+                    return int(entry.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def test_proof_every_event_on_one_run(
+    site: Site, s3: S3Server, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Preempted, at its time limit, a process killed, requeued by hand: the run ends by itself, with the undisturbed bits.
+
+    How fast it trains depends on the machine, so it is given its last iteration only when everything has happened: in
+    its YAML, which every start reads anew.
+    """
+    cluster = site.cluster
+    experiment = site.folder / "story.yaml"
+
+    def write_experiment(iterations: int) -> None:
+        tree = yaml.safe_load(site.experiment.read_text())
+        tree["run"] |= {"iterations": iterations, "checkpoint_every": 10, "dir": s3.url("story")}
+        tree["data"] = {"shards": shards}
+        part = experiment.with_suffix(".part")
+        part.write_text(yaml.safe_dump(tree))
+        part.replace(experiment)
+
+    write_experiment(1_000_000)
+    (job,) = site.submit("train", "--nodes", 2, "--time", "00:03:00", experiment)
+    story = Story(site, job)
+    site.wait_for_iterations(job, 12)
+
+    asked = time.monotonic()
+    site.preempt()
+    story.event("preemption", asked=asked)
+
+    site.wait_for_line(job, "notice of the time limit", 1)
+    story.event("time_limit")
+    assert site.log(job).count("REQUEUED by itself") >= 2
+
+    # The process on the second node; where the time limit comes first, once more.
+    for _ in range(3):
+        if not story.ended():
+            break
+        story.event("time_limit")
+    restarts = cluster.job(job)["Restarts"]
+    asked = time.monotonic()
+    os.kill(training_process(site, job, 1), signal.SIGKILL)
+    story.event("process_killed", asked=asked)
+    again_in_place = cluster.job(job)["Restarts"] == restarts
+
+    if story.ended():
+        story.event("time_limit")
+    asked = time.monotonic()
+    cluster.run("scontrol", "requeue", job)
+    site.wait_for_line(job, ": ENDED with status", story.ends + 1)
+    end = max(site.iterations(job)) + 30
+    write_experiment(end)
+    story.event("requeued_by_hand", asked=asked)
+    site.wait_for_end(job, seconds=600)
+    assert f"COMPLETE: {s3.url('story')} at iteration {end}" in site.log(job)
+    restarts = cluster.job(job)["Restarts"]
+
+    (calm,) = site.submit("train", "--nodes", 2, experiment, "--run.dir", s3.url("calm"))
+    site.wait_for_end(calm, seconds=600)
+    assert cluster.job(calm)["Restarts"] == "0"
+    equal = site.hash(s3.url("story")) == site.hash(s3.url("calm"))
+    with capsys.disabled():
+        print(
+            f"\nPROOF slurm-story: {'PASS' if equal else 'FAIL'} {story.figures}iterations={end} requeues={restarts} "
+            f"killed_process_restarted_in_place={again_in_place} hash_equal_undisturbed={equal}"
+        )
+    assert equal
+
+
+def test_proof_scancel_stays_cancelled(
+    site: Site, s3: S3Server, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--run.dir", s3.url("cancelled"), "--data.shards", shards, "--run.iterations", 100_000]
+    (job,) = site.submit("train", "--nodes", 2, site.experiment, *settings)
+    site.wait_for_iterations(job, 3)
+    asked = time.monotonic()
+    site.cluster.run("scancel", job)
+    site.wait_for_end(job, "CANCELLED")
+    seconds = time.monotonic() - asked
+    # Longer than a requeued job has to wait. A later job gets the nodes, so they are free, and the scheduler at work.
+    other = site.cluster.run("sbatch", "--parsable", "-N2", "--begin=now+20", "-o/dev/null", "--wrap", "true").strip()
+    site.wait_for_end(other)
+    state, restarts = site.cluster.state(job), site.cluster.job(job)["Restarts"]
+    saved = "saved" if "stop requeue" in site.log(job) else "not_saved"
+    passed = (state, restarts) == ("CANCELLED", "0")
+    with capsys.disabled():
+        print(f"\nPROOF slurm-scancel: {'PASS' if passed else 'FAIL'} stop={seconds:.1f}s state={state} {saved}")
+    assert passed
+
+
+def test_proof_finetuning_waits_for_the_base(
+    site: Site, s3: S3Server, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Submitted before the base run has its checkpoint; the evaluation of the base follows it to its end."""
+    base, tuned = s3.url("base"), s3.url("tuned")
+    common = ["--data.shards", shards, "--run.checkpoint_every", 20]
+    (waiting,) = site.submit(
+        "finetune",
+        site.experiment,
+        *common,
+        "--run.dir",
+        tuned,
+        "--run.iterations",
+        60,
+        "--run.initialize_from",
+        f"{base}@40",
+    )
+    site.cluster.wait_for("it waits", lambda: "WAITING" in site.log(waiting, "finetune"))
+    site.cluster.wait_for("it is back in the queue", lambda: site.cluster.state(waiting) == "PENDING")
+    begun = time.monotonic()
+    (training,) = site.submit("train", site.experiment, *common, "--run.dir", base, "--run.iterations", 40)
+    (following,) = site.submit("evaluate", base, "--measures", "ms_ssim", "--pairs", 4, "--poll", 2)
+    site.wait_for_end(training)
+    site.wait_for_end(following, what="evaluate", seconds=600)
+    site.wait_for_end(waiting, what="finetune", seconds=600)
+    seconds = time.monotonic() - begun
+    assert "starting from iteration 40" in site.log(waiting, "finetune")
+    assert f"COMPLETE: {tuned} at iteration 60" in site.log(waiting, "finetune")
+    measured = sorted({int(n) for n in re.findall(r"iteration (\d+)", site.log(following, "evaluate"))})
+    assert 40 in measured, site.log(following, "evaluate")[-3000:]
+    with capsys.disabled():
+        print(
+            f"\nPROOF slurm-finetune: PASS waited_for_iteration=40 finished_at=60 seconds={seconds:.0f} "
+            f"requeues={site.cluster.job(waiting)['Restarts']} evaluated_checkpoints={measured}"
+        )
+
+
+def test_proof_class_splits(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three splits of Fashion-MNIST's ten classes as a job array, measured, in one table."""
+    classifier = ROOT / "data/fashion32/classifier.safetensors"
+    if not classifier.exists():
+        site.run("make", "data/fashion32/classifier.safetensors")
+    study = site.folder / "splits"
+    small = ["--generator.channels", 8, "--discriminator.channels", 8, "--run.sample_every", 0]
+    array, table = site.submit(
+        *("class_splits", "--parts", 3),
+        *("--evaluate", f"--classifier {classifier} --measures accuracy,ms_ssim --samples 120 --pairs 10"),
+        *("configs/fashion32_acgan.yaml", "--run.dir", study, "--run.iterations", 60, *small),
+    )
+    begun = time.monotonic()
+    site.wait_for_end(table, what="class_splits-table", seconds=1500)
+    seconds = time.monotonic() - begun
+    logs = "".join(site.log(f"{array}_{part}", "class_splits")[-1500:] for part in (1, 2, 3))
+    text = (study / "splits.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0][:3] == ["split", "classes", "iteration"]
+    assert {"class_accuracy", "ms_ssim"} <= set(rows[0]), logs
+    assert [len(row[1].split(", ")) for row in rows[2:5]] == [3, 3, 4]
+    assert [row[2] for row in rows[2:5]] == ["60"] * 3, logs
+    assert all(cell not in ("", "-") for row in rows[2:] for cell in row), text
+    with capsys.disabled():
+        print(
+            f"\nPROOF slurm-class-splits: PASS splits=3 classes=3+3+4 seconds={seconds:.0f} summary={' | '.join(rows[5])}"
+        )
+        print(text)
