@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from trainer.commits import code_version
+from trainer.metrics.before_after import stage_section
 from trainer.metrics.charts import Series, colour_of, line_chart, scatter_chart
 from trainer.metrics.report_data import Record, RunData, differences, differing_settings
 
@@ -17,7 +18,8 @@ h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2
 h3 { font-size: 1rem; margin: .8rem 0 .3rem; } p { margin: .4rem 0; }
 .quiet, small { color: var(--quiet); } .bad { color: #c0392b; font-weight: 600; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th { white-space: nowrap; } th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { white-space: nowrap; }
+th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr > th:first-child { white-space: normal; } td.number { text-align: right; white-space: nowrap; } td.best { font-weight: 700; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 1rem; }
 figure { margin: 0; padding: .6rem; background: var(--card); border-radius: .5rem; }
@@ -68,6 +70,7 @@ def render(runs: Sequence[RunData]) -> str:
         "Bold: the better value, where values can be compared. A value means little without its small print.</p>",
         _legend(runs),
         _warnings(runs),
+        stage_section(runs),
         _comparison(runs),
         _measure_curves(runs),
         _per_class(runs),
