@@ -7,8 +7,6 @@
 ARG BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 FROM ${BASE}
 
-SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-
 # Layers from what changes least to what changes most: system, user, packages, source, labels.
 # The versions of Debian's packages are those of the base image's release.
 # hadolint ignore=DL3008

@@ -24,6 +24,14 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unsh
 GRACE_SECONDS = 10
 KILL_WAIT_SECONDS = 8
 _START_SECONDS = 60.0
+# When the process $1 has ended, however that was: kills whatever belongs to the cluster in the folder $2, and removes it.
+_GUARD = """
+while kill -0 "$1" 2>/dev/null && [ "$1" != 0 ]; do sleep 1; done
+for signal in KILL KILL; do
+    grep -lzsx "SLURM_CONF=$2/slurm.conf" /proc/[0-9]*/environ | cut -d/ -f3 | xargs -r kill -s "$signal" 2>/dev/null
+done
+rm -rf "$2"
+"""
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 
 
@@ -53,6 +61,8 @@ class SlurmCluster:
             "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
         }
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._of_node: dict[str, subprocess.Popen[bytes]] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -84,12 +94,36 @@ class SlurmCluster:
         munge = self.folder / "munge"
         files = {"key": "munge.key", "socket": "munge.socket", "pid": "munged.pid", "log": "munged.log", "seed": "seed"}
         flags = [f"--{kind}{'' if kind == 'socket' else '-file'}={munge / name}" for kind, name in files.items()]
+        self._guard = subprocess.Popen(
+            ["sh", "-c", _GUARD, "sh", str(os.getpid()), str(self.folder)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._start("munged", "--foreground", "--num-threads=2", *flags)
         self._until(lambda: (munge / "munge.socket").exists(), "munged")
         self._start("slurmctld", "-D")
         for node in self.nodes:
-            self._start("slurmd", "-D", "-N", node, hostname=node)
+            self.start_node(node)
         self._until(lambda: self._idle() == set(self.nodes), "the nodes")
+
+    def start_node(self, node: str) -> None:
+        """Switch a node on."""
+        self._of_node[node] = self._start("slurmd", "-D", "-N", node, hostname=node)
+
+    def kill_node(self, node: str) -> int:
+        """Every process of the node is gone at once, as when its power fails; how many there were."""
+        daemon = self._of_node.pop(node)
+        name = os.readlink(f"/proc/{daemon.pid}/ns/uts")
+        killed = 0
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    if os.readlink(entry / "ns" / "uts") == name:
+                        os.kill(int(entry.name), signal.SIGKILL)
+                        killed += 1
+        daemon.wait()
+        self._daemons.remove(daemon)
+        return killed
 
     def stop(self) -> None:
         """Cancel all jobs, end all daemons and whatever the jobs have left, remove the folder."""
@@ -105,17 +139,15 @@ class SlurmCluster:
         for daemon in self._daemons:
             daemon.wait()
         self._daemons = []
-        mark = f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                with suppress(OSError):
-                    if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        os.kill(int(entry.name), signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
+        # What the jobs have left, if anything: the guard's work, at once.
+        subprocess.run(["sh", "-c", _GUARD, "sh", "0", str(self.folder)], check=False)
         for node in self.nodes:
             for group in sorted(_FREEZER.glob(f"slurm_{node}/**"), reverse=True):
                 with suppress(OSError):
                     group.rmdir()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def run(self, *command: str | Path, check: bool = True, timeout: float = 60, **environment: str) -> str:
         """Run a command that knows the cluster; what it printed."""
@@ -160,10 +192,10 @@ class SlurmCluster:
     def _idle(self) -> set[str]:
         return set(self.run("sinfo", "-h", "-N", "-p", "low", "-t", "idle", "-o", "%N", check=False).split())
 
-    def _start(self, *command: str, hostname: str | None = None) -> None:
+    def _start(self, *command: str, hostname: str | None = None) -> subprocess.Popen[bytes]:
         """A daemon in the foreground, in namespaces of its own, that the kernel kills with this process."""
         inside = 'mount --bind "$HOSTS" /etc/hosts && { [ -z "$NAME" ] || hostname "$NAME"; } && exec "$@"'
-        with (self.folder / "log" / f"{hostname or command[0]}.log").open("wb") as log:
+        with (self.folder / "log" / f"{hostname or command[0]}.log").open("ab") as log:
             daemon = subprocess.Popen(
                 ["unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", inside, "sh", *command],
                 env={
@@ -180,6 +212,7 @@ class SlurmCluster:
                 preexec_fn=_die_with_parent,
             )
         self._daemons.append(daemon)
+        return daemon
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _START_SECONDS
@@ -226,7 +259,7 @@ class SlurmCluster:
             "SlurmdParameters": "config_overrides",
             "ReturnToService": 2,
             "SlurmctldTimeout": 60,
-            "SlurmdTimeout": 60,
+            "SlurmdTimeout": 30,  # after which a silent node is down
             "InactiveLimit": 0,
             "KillWait": KILL_WAIT_SECONDS,
             "MinJobAge": 3600,

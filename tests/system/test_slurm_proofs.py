@@ -48,22 +48,29 @@ class Story:
         self.site, self.job, self.figures = site, job, ""
         self.ends = 0
 
-    def event(self, name: str, *, asked: float | None = None) -> None:
+    def settle(self) -> None:
+        """Until the training is at work, some iterations after the last start, whatever has happened meanwhile."""
+
+        def at_work() -> bool:
+            log = self.site.log(self.job)
+            return (
+                log.rfind(": START: ") > log.rfind(": ENDED with")
+                and log.count("\niteration ", log.rfind(": START: ")) > 3
+            )
+
+        self.site.wait(self.job, "the training is at work", at_work)
+        self.ends = self.site.log(self.job).count(": ENDED with status")
+
+    def event(self, name: str, asked: float) -> None:
         """The processes end, and the training is at work again. `asked`: when it was asked to (time.monotonic)."""
         site, job = self.site, self.job
-        asked = asked or time.monotonic()
         site.wait_for_line(job, ": ENDED with status", self.ends + 1)
         stop, before = time.monotonic() - asked, len(site.iterations(job))
-        self.ends += 1
         restart = site.wait_for_iterations(job, 1)
         iterations = site.iterations(job)
         # The first line of the next start is of the iteration after the one that it went on from.
         lost = max(iterations[:before]) - (iterations[before] - 1)
         self.figures += f"{name}: stop={stop:.1f}s restart={restart:.1f}s lost={lost}_iterations; "
-        site.wait_for_iterations(job, 4)
-
-    def ended(self) -> bool:
-        return self.site.log(self.job).count(": ENDED with status") > self.ends
 
 
 def training_process(site: Site, job: str, rank: int) -> int:
@@ -98,37 +105,34 @@ def test_proof_every_event_on_one_run(
         part.replace(experiment)
 
     write_experiment(1_000_000)
-    (job,) = site.submit("train", "--nodes", 2, "--time", "00:03:00", experiment)
+    (job,) = site.submit("train", "--nodes", 2, "--time", "00:03:00", experiment, TEST_NOTICE="30")
     story = Story(site, job)
-    site.wait_for_iterations(job, 12)
 
+    story.settle()
     asked = time.monotonic()
     site.preempt()
-    story.event("preemption", asked=asked)
+    story.event("preemption", asked)
 
-    site.wait_for_line(job, "notice of the time limit", 1)
-    story.event("time_limit")
+    notices = site.log(job).count("notice of the time limit")
+    site.wait_for_line(job, "notice of the time limit", notices + 1)
+    story.ends = site.log(job).count(": ENDED with status")
+    story.event("time_limit", time.monotonic())
     assert site.log(job).count("REQUEUED by itself") >= 2
 
-    # The process on the second node; where the time limit comes first, once more.
-    for _ in range(3):
-        if not story.ended():
-            break
-        story.event("time_limit")
+    story.settle()
     restarts = cluster.job(job)["Restarts"]
     asked = time.monotonic()
     os.kill(training_process(site, job, 1), signal.SIGKILL)
-    story.event("process_killed", asked=asked)
-    again_in_place = cluster.job(job)["Restarts"] == restarts
+    story.event("process_killed", asked)
+    in_place = cluster.job(job)["Restarts"] == restarts
 
-    if story.ended():
-        story.event("time_limit")
+    story.settle()
     asked = time.monotonic()
     cluster.run("scontrol", "requeue", job)
     site.wait_for_line(job, ": ENDED with status", story.ends + 1)
     end = max(site.iterations(job)) + 30
     write_experiment(end)
-    story.event("requeued_by_hand", asked=asked)
+    story.event("requeued_by_hand", asked)
     site.wait_for_end(job, seconds=600)
     assert f"COMPLETE: {s3.url('story')} at iteration {end}" in site.log(job)
     restarts = cluster.job(job)["Restarts"]
@@ -140,7 +144,7 @@ def test_proof_every_event_on_one_run(
     with capsys.disabled():
         print(
             f"\nPROOF slurm-story: {'PASS' if equal else 'FAIL'} {story.figures}iterations={end} requeues={restarts} "
-            f"killed_process_restarted_in_place={again_in_place} hash_equal_undisturbed={equal}"
+            f"killed_process_restarted_in_place={in_place} hash_equal_undisturbed={equal}"
         )
     assert equal
 
@@ -164,6 +168,54 @@ def test_proof_scancel_stays_cancelled(
     with capsys.disabled():
         print(f"\nPROOF slurm-scancel: {'PASS' if passed else 'FAIL'} stop={seconds:.1f}s state={state} {saved}")
     assert passed
+
+
+def test_proof_node_failure_and_s3_outage(
+    site: Site, s3: S3Server, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A node loses its power and comes back; then the object storage is away while the run trains on."""
+    cluster, run = site.cluster, s3.url("outage")
+    settings = ["--run.dir", run, "--data.shards", shards, "--run.iterations", 100_000, "--run.checkpoint_every", 10]
+    (job,) = site.submit("train", "--nodes", 2, site.experiment, *settings)
+    site.wait_for_iterations(job, 15)
+    asked = time.monotonic()
+    processes = cluster.kill_node(cluster.nodes[1])
+    site.wait(job, "Slurm takes the job back", lambda: cluster.job(job)["Restarts"] == "1")
+    noticed = time.monotonic() - asked
+    before = len(site.iterations(job))
+    cluster.start_node(cluster.nodes[1])
+    back = site.wait_for_iterations(job, 1)
+    iterations = site.iterations(job)
+    lost = max(iterations[:before]) - (iterations[before] - 1)
+    assert "GIVING UP" not in site.log(job)
+
+    site.wait_for_iterations(job, 5)
+    s3.stop()
+    away = time.monotonic()
+    trained = len(site.iterations(job))
+    site.wait_for_iterations(job, 30)
+    trained = len(site.iterations(job)) - trained
+    seconds = time.monotonic() - away
+    s3.start()
+    # A checkpoint of the time after the outage; then a person stops the run, with an object STOP.
+    reached = max(site.iterations(job))
+    site.cluster.wait_for("a new checkpoint", lambda: newest_commit(site, run) > reached, 240.0, 2.0)
+    put = "import sys; from trainer.stores import Store; Store(sys.argv[1]).put('STOP', b'')"
+    site.run("python", "-c", put, run)
+    site.wait_for_end(job)
+    assert "stopped by a person" in site.log(job)
+    with capsys.disabled():
+        print(
+            f"\nPROOF slurm-node-failure: PASS processes_killed={processes} noticed={noticed:.0f}s back={back:.0f}s "
+            f"lost={lost}_iterations"
+            f"\nPROOF slurm-s3-outage: PASS away={seconds:.0f}s iterations_meanwhile={trained} restarts=0 "
+            f"stop_object=COMPLETED_not_requeued"
+        )
+
+
+def newest_commit(site: Site, run: str) -> int:
+    """The iteration of the newest checkpoint."""
+    return int(site.run("python", "-m", "trainer.status", site.experiment, "--run.dir", run).split("\t")[1])
 
 
 def test_proof_finetuning_waits_for_the_base(

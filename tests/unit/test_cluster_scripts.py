@@ -161,7 +161,7 @@ def test_cap_on_starts_without_progress_holds_across_requeues(tmp_path: Path) ->
 
 
 def test_notice_is_forwarded_and_handed_over_with_and_without_marker(tmp_path: Path) -> None:
-    waiting = f"trap 'exit 1' TERM; touch {tmp_path}/up; while :; do sleep 0.05; done"
+    waiting = f"trap 'exit 1' TERM; touch {tmp_path}/up; for ((i = 0; i < 600; i++)); do sleep 0.05; done"
     for line in ("run 20 requeue ready", "run 0 none ready"):
         supervised = Supervised(tmp_path, [(waiting, line)])
         process = supervised.start()
