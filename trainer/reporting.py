@@ -13,6 +13,8 @@ from trainer.images import to_uint8
 from trainer.iteration import Scalars
 from trainer.launch import Launch, held_description, sum_over_processes
 from trainer.metrics.accuracy import GeneratedAccuracy
+from trainer.metrics.health import Warned
+from trainer.metrics.inline import InlineHealth
 from trainer.schedule import learning_rate_factor
 from trainer.telemetry import Telemetry
 
@@ -41,9 +43,15 @@ class Reporter:
     ) -> None:
         self.config, self.launch, self.stream, self.telemetry = config, launch, stream, telemetry
         self.accuracy = accuracy
+        self.health: InlineHealth | None = None
         batch = config.batch
         self.real_images = config.schedule.discriminator_steps * batch.replicas * batch.real_per_replica
         self._restart()
+
+    def watch(self, generator: torch.nn.Module, discriminator: torch.nn.Module) -> None:
+        """From now on report these players' health: score gap, gradients, singular values, collapse."""
+        if self.telemetry:
+            self.health = InlineHealth(self.config, self.stream.manifest.class_names, generator, discriminator)
 
     def opening(self, start: int) -> str:
         """The first line of the log."""
@@ -94,8 +102,10 @@ class Reporter:
         }
         if self.telemetry:
             data = {f"data/{name}": value for name, value in self.stream.statistics().items()}
-            self.telemetry.scalars(iteration, values | data | more)
-            self.telemetry.status(iteration, values, note)
+            health, warned = self.health.at_log(values) if self.health else ({}, [])
+            self.telemetry.scalars(iteration, values | health | data | more)
+            self.telemetry.status(iteration, values, note + "".join(f" | {warning.line()}" for warning in warned))
+            self._warn(iteration, warned)
         self._restart()
 
     def grid(self, iteration: int, module: torch.nn.Module) -> None:
@@ -118,13 +128,29 @@ class Reporter:
         self.telemetry.grid(iteration, to_uint8(images).view(rows, GRID_COLUMNS, *images.shape[1:]), names)
 
     def evaluate(self, iteration: int, module: torch.nn.Module) -> dict[str, float]:
-        """The class accuracy of generated images, where a classifier is given; measured in the main process."""
-        if self.telemetry is None or self.accuracy is None:
+        """The light measurements inside a run, in the main process: class accuracy and the watch for collapse."""
+        if self.telemetry is None:
             return {}
-        value = self.accuracy.measure(module, self.config.run.seed, self.config.evaluation.samples)
-        self.telemetry.scalars(iteration, {"quality/class_accuracy": value})
-        self.telemetry.say(f"iteration {iteration:,}: class accuracy of generated images {value:.1%}")
-        return {"class_accuracy": value}
+        scores: dict[str, float] = {}
+        if self.accuracy is not None:
+            value = self.accuracy.measure(module, self.config.run.seed, self.config.evaluation.samples)
+            self.telemetry.scalars(iteration, {"quality/class_accuracy": value})
+            self.telemetry.say(f"iteration {iteration:,}: class accuracy of generated images {value:.1%}")
+            scores["class_accuracy"] = value
+        if self.health is not None and self.config.evaluation.ms_ssim_pairs:
+            found, warned = self.health.at_evaluation(module)
+            self.telemetry.scalars(iteration, found)
+            note = "".join(f" | {warning.line()}" for warning in warned)
+            self.telemetry.say(
+                f"iteration {iteration:,}: MS-SSIM within classes {found['health/ms_ssim/mean']:.2f}{note}"
+            )
+            self._warn(iteration, warned)
+        return scores
+
+    def _warn(self, iteration: int, warned: list[Warned]) -> None:
+        for warning in warned if self.telemetry else ():
+            assert self.telemetry is not None
+            self.telemetry.text(f"warnings/{warning.name}", warning.text, iteration)
 
     def _restart(self) -> None:
         self._sums: Scalars = {}

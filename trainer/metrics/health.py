@@ -24,7 +24,7 @@ ALIKE = 0.6
 """... or that has gone this share of the way from the real images' MS-SSIM (or, if unknown, from 0) to 1."""
 HISTORY = 20
 GROWTH = {"score_gap": 4.0, "singular_value": 2.0, "gradient_norm": 20.0}
-"""Against the median of the last 20 values (singular values: of the last 20 but at most this often)."""
+"""How many times the median of the last 20 values is too much."""
 _POWER_STEPS = 8
 
 
@@ -33,6 +33,10 @@ class Warned(NamedTuple):
 
     name: str
     text: str
+
+    def line(self) -> str:
+        """For a status line."""
+        return f"WARNING {self.name}: {self.text}"
 
 
 class CollapseWatch:

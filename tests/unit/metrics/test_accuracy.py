@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer.errors import TrainerError
 from trainer.metrics.accuracy import GeneratedAccuracy, generate
-from trainer.metrics.classifier import load_classifier, save_classifier, train_classifier
+from trainer.metrics.classifier import load_classifier
 from trainer.models import ModelConfig
 
 MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=8)
@@ -29,15 +29,6 @@ class Painter(nn.Module):
         grey = torch.zeros(len(labels), 1, 32, 32)
         grey[:, :, 2:-2, 2:-2] = (level + 20 * self.noise * spread)[:, :, 2:-2, 2:-2]
         return grey.clamp(0, 255) / 127.5 - 1.0
-
-
-@pytest.fixture(scope="module")
-def judge_file(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> str:
-    path = tmp_path_factory.mktemp("judge") / "classifier.safetensors"
-    model, info = train_classifier(str(tiny_shards), str(tiny_shards), epochs=40, seed=0, width=4, batch_size=30)
-    assert info.test_accuracy == 1.0
-    save_classifier(path, model, info)
-    return str(path)
 
 
 def test_figures(judge_file: str, tiny_shards: Path) -> None:
