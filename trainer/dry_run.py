@@ -7,6 +7,7 @@ from trainer import schedule
 from trainer.config import Config, as_yaml
 from trainer.launch import Launch, held_description
 from trainer.models import build_discriminator, build_generator
+from trainer.objectives import guidance
 
 MIB = 2**20
 
@@ -22,7 +23,10 @@ def describe(config: Config, launch: Launch) -> str:
         "parameters": "\n".join(f"{name}: {count:,}" for name, count in counts.items()),
         "batch": "\n".join(_batch(config, launch)),
         "stages": "\n".join(
-            schedule.describe(config.schedule, config.run.iterations, config.optimizer.generator.learning_rate)
+            [
+                *schedule.describe(config.schedule, config.run.iterations, config.optimizer.generator.learning_rate),
+                *guidance.describe(config.classifier_loss),
+            ]
         ),
         "memory of one process, estimated": "\n".join(_memory(config, launch, generator, discriminator)),
         "traffic, estimated": "\n".join(_traffic(config, launch, counts)),

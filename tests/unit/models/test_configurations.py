@@ -16,6 +16,7 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 # what the same layers count with other widths, classes or heads.
 SIZES = {
     "imagenet128_projection": (41_996_931, 30_041_857),
+    "imagenet128_projection_finetune": (41_996_931, 30_041_857),
     "imagenet128_projection_850k": (41_996_931, 30_041_857),
     "imagenet128_concat": (41_996_931, 30_538_625),
     "imagenet128_acgan": (41_996_931, 30_042_857),
@@ -26,6 +27,7 @@ SIZES = {
     "cifar100_projection": (4_580_867, 1_066_624),
     "cifar10_acgan": (1_593_891, 1_663_883),
     "fashion32_projection": None,
+    "fashion32_projection_finetune": None,
     "fashion32_concat": None,
     "fashion32_acgan": None,
 }
@@ -55,5 +57,22 @@ def test_fashion_configurations_differ_in_the_conditioning_alone(kind):
     """So that a comparison of them compares the conditionings."""
     trees = [yaml.safe_load((CONFIGS / f"fashion32_{name}.yaml").read_text()) for name in ("projection", kind)]
     for tree in trees:
+        tree.pop("checkpoint", None)  # which commits are kept
         del tree["run"]["dir"], tree["discriminator"]["conditioning"], tree["objective"]["name"]
     assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("name", ["imagenet128_projection", "fashion32_projection"])
+def test_a_fine_tuning_configuration_adds_the_stage_to_its_base(name):
+    """Nothing else differs, so that with and without the loss can be compared; and the base keeps the commit it starts from."""
+    base, tuned = (yaml.safe_load((CONFIGS / f"{stem}.yaml").read_text()) for stem in (name, f"{name}_finetune"))
+    stage = tuned.pop("classifier_loss")
+    source, _, iteration = tuned["run"]["initialize_from"].partition("@")
+    assert source == base["run"]["dir"]
+    assert int(iteration) == stage["begin"] == base["schedule"]["stages"][0]["until"]
+    assert stage["until"] == tuned["run"]["iterations"] == base["run"]["iterations"]
+    assert int(iteration) % base.pop("checkpoint")["keep_every"] == 0
+    assert int(iteration) % base["run"]["checkpoint_every"] == 0
+    for tree in (base, tuned):
+        del tree["run"]
+    assert base == tuned

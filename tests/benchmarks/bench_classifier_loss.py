@@ -1,0 +1,105 @@
+"""What the classifier's loss costs: the CPU time of an iteration with it and without it, in turn, in one process.
+
+`make bench-classifier-loss`. One line each: `SHARE <what>: <share of an iteration's CPU time> [min..max of rounds]`. The
+ImageNet configuration runs with 1/32 of its batch, in its own proportions (real 2, generated 4), on one thread.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from trainer.classifiers import build_classifier  # noqa: E402
+from trainer.config import Config, load_config  # noqa: E402
+from trainer.draws import generator_draws, latents_of, seed_layers  # noqa: E402
+from trainer.iteration import run_iteration  # noqa: E402
+from trainer.launch import Launch, keep_freed_memory  # noqa: E402
+from trainer.objectives import Objective, RealAndLatents, build_objective  # noqa: E402
+from trainer.objectives.guidance import GuidedObjective  # noqa: E402
+from trainer.state import State  # noqa: E402
+
+SMALLER = ["--batch.replicas", "1", "--batch.real_per_replica", "2", "--batch.generated_per_replica", "4"]
+PARTIES = {"fashion32": [], "imagenet128": SMALLER}
+
+
+def real_batches(config: Config, launch: Launch) -> list[list[RealAndLatents]]:
+    """Random images in place of real ones: the same work."""
+    model, batch = config.model, config.batch
+    size = (batch.real_per_replica, model.image_channels, model.resolution, model.resolution)
+    steps = []
+    for step in range(1, config.schedule.discriminator_steps + 1):
+        replicas = []
+        for replica in range(batch.replicas):
+            fake = latents_of(config, launch, 0, step, replica, batch.real_per_replica)
+            replicas.append(RealAndLatents(torch.rand(size) * 2 - 1, fake.labels, fake.latents, fake.labels))
+        steps.append(replicas)
+    return steps
+
+
+def share(name: str, precision: str, rounds: int) -> Sequence[float]:
+    """Of `rounds` pairs of iterations: (CPU time with - without) / with."""
+    config = load_config(str(ROOT / "configs" / f"{name}_projection_finetune.yaml"), PARTIES[name])
+    assert config.classifier_loss is not None
+    device = torch.device("cpu")
+    kind = "bf16" if precision == "bf16" else "fp32"
+    launch = Launch(rank=0, world_size=1, local_rank=0, device=device, precision=kind, strategy="single")
+    state = State(config, launch)
+    plain = build_objective(config.objective)
+    guided = GuidedObjective(plain, build_classifier(config.classifier_loss.classifier), None, 0.1)
+    batches = real_batches(config, launch)
+
+    def seconds(objective: Objective) -> float:
+        draws = generator_draws(config, launch, 0)
+        begun = time.process_time()
+        run_iteration(
+            state.generator,
+            state.discriminator,
+            objective,
+            draws,
+            batches,
+            launch=launch,
+            replicas=config.batch.replicas,
+            rate_factor=1e-6,
+            seed_layers=lambda step, replica: seed_layers(config, 0, 0, step, replica),
+        )
+        return time.process_time() - begun
+
+    for objective in (plain, guided):  # warm-up
+        seconds(objective)
+    found = []
+    for number in range(rounds):
+        order = [plain, guided] if number % 2 else [guided, plain]
+        times = {objective: seconds(objective) for objective in order}
+        found.append(1.0 - times[plain] / times[guided])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    for name, classifier in (("fashion32", "small classifier"), ("imagenet128", "EfficientNet-Lite0")):
+        for precision in options.precisions:
+            rounds = options.rounds * (5 if name == "fashion32" else 1)
+            found = share(name, precision, rounds)
+            print(
+                f"SHARE {classifier}, {name} {precision}: {median(found):.3f} [{min(found):.3f}..{max(found):.3f}]",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
