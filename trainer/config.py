@@ -10,11 +10,15 @@ from pydantic.dataclasses import dataclass
 from data_pipeline.stream import DataConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.ema import EmaConfig
+from trainer.errors import SettingError
+from trainer.launch import Launch
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
-from trainer.objectives import ObjectiveConfig, check_objective
+from trainer.objectives import ClassifierLossConfig, ObjectiveConfig, check_classifier_loss, check_objective
+from trainer.objectives.adversarial import NoPenaltyConfig
 from trainer.player import OptimizerConfig
 from trainer.schedule import ScheduleConfig
 from trainer.settings import apply_overrides, describe, read_yaml, validate
+from trainer.speed import SpeedConfig
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -50,9 +54,15 @@ class RunConfig:
     sample_every: Annotated[int, Field(ge=0)] = 5_000
     """Iterations between two grids of samples; 0: none."""
     evaluate_every: Annotated[int, Field(ge=0)] = 0
-    """Iterations between two measurements of the class accuracy inside the run; 0: none. Needs `evaluation.classifier`."""
+    """Iterations between two measurements inside the run; 0: none. Needs `evaluation.classifier` (class accuracy) or
+    `evaluation.ms_ssim_pairs` (collapse); all other measures are taken beside the run, by `python -m trainer.evaluate`."""
     heartbeat_every: Annotated[int, Field(ge=0)] = 1_000
     """Iterations between two checks that all processes hold the same parameters, bit for bit; 0: none."""
+    deterministic: bool = False
+    """Sum the gradients over replicas in a fixed order, so that the weights are the same bits on any number of processes (on
+    the CPU, one thread each). For tests and audits: it costs `batch.replicas` times the traffic."""
+    tf32: bool = False
+    """Let a GPU multiply fp32 matrices and convolutions with TF32's 10-bit mantissa."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -68,6 +78,8 @@ class BatchConfig:
     dequantize: bool = True
     """Real images as x / 128 - 1 + U(0, 1/128), as the official datasets/imagenet.py; false: x / 127.5 - 1 without noise, as
     the official datasets/cifar10.py."""
+    synchronised_norm: bool = False
+    """Batch norm over all replicas together ("cross-GPU"), rather than in each replica alone as in the official code."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -78,6 +90,9 @@ class EvaluationConfig:
     """Weights written by `python -m trainer.train_classifier`, which judge the class of generated images."""
     samples: Annotated[int, Field(ge=1)] = 1_000
     """Generated images for one measurement, the classes in turn."""
+    ms_ssim_pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of images per class whose MS-SSIM is watched for collapse at each `run.evaluate_every`, of up to 20 classes; 0:
+    none."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -91,11 +106,13 @@ class Config:
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
     objective: ObjectiveConfig
+    classifier_loss: ClassifierLossConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    speed: SpeedConfig = SpeedConfig()
 
     def __post_init__(self) -> None:
         last = self.schedule.stages[-1].until
@@ -105,11 +122,45 @@ class Config:
                 f"add a stage, or set run.iterations to at most {last}"
             )
         check_objective(self.objective, self.discriminator, self.model)
-        if self.run.evaluate_every and self.evaluation.classifier is None:
+        check_classifier_loss(
+            self.classifier_loss,
+            classes=self.model.classes,
+            iterations=self.run.iterations,
+            initialize_from=self.run.initialize_from,
+        )
+        if self.batch.synchronised_norm and self.run.deterministic:
+            raise ValueError(
+                "batch.synchronised_norm: is true with run.deterministic, but its statistics run over all images of a process "
+                "at once; set one of the two to false"
+            )
+        if self.batch.synchronised_norm and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
+            raise ValueError(
+                "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "
+                "replicas; set batch.synchronised_norm to false, or objective.penalty.name to none"
+            )
+        if self.speed.compile != "off" and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
+            raise ValueError(
+                f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
+                "not have; set it to off"
+            )
+        if self.run.evaluate_every and self.evaluation.classifier is None and not self.evaluation.ms_ssim_pairs:
             raise ValueError(
                 "evaluation.classifier: is not set, but run.evaluate_every asks for measurements; give the weights that "
-                "`python -m trainer.train_classifier` wrote, or set run.evaluate_every to 0"
+                "`python -m trainer.train_classifier` wrote, or evaluation.ms_ssim_pairs, or set run.evaluate_every to 0"
             )
+
+
+def check_launch(config: Config, launch: Launch) -> None:
+    """Raise `SettingError` for settings that this launch cannot keep."""
+    if config.run.deterministic and launch.strategy in ("zero1", "zero2"):
+        raise SettingError(
+            f"run.deterministic: is true, but the launch asks for {launch.strategy}, which sums the gradients itself; launch "
+            "with cluster/launch/ddp.yaml or cpu.yaml"
+        )
+    if config.run.deterministic and launch.precision == "fp16":
+        raise SettingError(
+            "run.deterministic: is true, but fp16 scales the losses by their history; launch with fp32 or bf16"
+        )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:

@@ -6,16 +6,19 @@ call it with draws of their own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer.launch import Launch
 from trainer.models.replicas import replica_passes
-from trainer.objectives import Latents, Objective, RealAndLatents
+from trainer.objectives import Generator, Latents, Objective, RealAndLatents
 from trainer.player import Player
+from trainer.speed import PLAIN, SpeedConfig, images_ahead
 
 Scalars = dict[str, Tensor]
+Batch = TypeVar("Batch", Latents, RealAndLatents)
 SeedLayers = Callable[[int, int], None]
 """`seed_layers(sub_step, replica)`: seeds torch's default generators, for layers that draw inside a forward pass."""
 
@@ -32,53 +35,65 @@ def run_iteration(
     rate_factor: float,
     seed_layers: SeedLayers,
     generator_first: bool = True,
+    synchronised: bool = False,
+    speed: SpeedConfig = PLAIN,
 ) -> Scalars:
     """Update both players once more; returns named scalars summed over this process's replicas, divided by `replicas`.
 
     `generator_draws` has one element per replica of this process; `discriminator_draws` yields such a sequence per
-    discriminator step. Every replica's loss is weighted by world_size / replicas, so that the strategy's mean over
-    processes is the mean over replicas, also where the processes hold different numbers of them. One backward pass goes
-    through the weighted sum: no strategy sees uneven accumulation.
+    discriminator step. Every replica's loss is weighted so that what the player's strategy makes of them is the mean over
+    replicas, also where the processes hold different numbers of them. `synchronised`: batch norm runs over all replicas
+    (trainer/models/synchronised.py), so that a process gives its replicas as one batch.
     """
     held = launch.held_replicas(replicas)
-    weight = launch.world_size / replicas
+    share = 1.0 / replicas
+    if synchronised:  # the held replicas' batches as one, whose statistics go into those over all processes
+        held, share = range(1), len(held) / replicas
+        generator_draws = [joined(generator_draws)]
+        discriminator_draws = ([joined(batches)] for batches in discriminator_draws)
     scalars: Scalars = {}
 
     def generator_step() -> None:
         with discriminator.frozen() as critic, replica_passes(generator.module, critic) as start_replica:
-            total = torch.zeros((), device=launch.device)
+            weighted = []
             for replica, batch in zip(held, generator_draws, strict=True):
                 start_replica(replica)
                 seed_layers(0, replica)
                 with launch.autocast():
                     losses = objective.generator_loss(generator.network, critic, batch)
-                total = total + losses["loss"] * weight
-                _note(scalars, "generator", losses, 1.0 / replicas)
-        generator.step(total, rate_factor)
+                weighted.append(losses["loss"] * (generator.averaged * share))
+                _note(scalars, "generator", losses, share)
+        generator.step(weighted, rate_factor)
 
-    def discriminator_step(number: int, batches: Sequence[RealAndLatents]) -> None:
+    def discriminator_step(number: int, batches: Sequence[RealAndLatents], made: Sequence[Generator]) -> None:
         with replica_passes(generator.module, discriminator.module) as start_replica:
-            total = torch.zeros((), device=launch.device)
-            for replica, batch in zip(held, batches, strict=True):
+            weighted = []
+            for replica, batch, source in zip(held, batches, made, strict=True):
                 start_replica(replica)
                 seed_layers(number, replica)
                 with launch.autocast():
-                    losses = objective.discriminator_loss(generator.module, discriminator.network, batch)
-                total = total + losses["loss"] * weight
-                _note(scalars, "discriminator", losses, 1.0 / replicas)
-        discriminator.step(total, rate_factor)
+                    losses = objective.discriminator_loss(source, discriminator.network, batch)
+                weighted.append(losses["loss"] * (discriminator.averaged * share))
+                _note(scalars, "discriminator", losses, share)
+        discriminator.step(weighted, rate_factor)
 
     if generator_first:
         generator_step()
     steps = 0
-    for steps, batches in enumerate(discriminator_draws, start=1):
-        discriminator_step(steps, batches)
+    with images_ahead(speed, generator.module, discriminator_draws, held, launch) as draws:
+        for steps, (batches, made) in enumerate(draws, start=1):
+            discriminator_step(steps, batches, made)
     if not generator_first:
         generator_step()
     for name in scalars:
         if name.startswith("discriminator/"):
             scalars[name] /= steps
     return scalars
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several replicas' draws as one batch, in their order."""
+    return type(batches[0])(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def _note(scalars: Scalars, player: str, losses: Scalars, weight: float) -> None:

@@ -4,16 +4,18 @@ import ctypes
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+import yaml
 from torch import Tensor
 
 from trainer.errors import NonFinite, TrainerError
 
-Precision = Literal["fp32", "bf16"]
-Strategy = Literal["single", "ddp"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Strategy = Literal["single", "ddp", "zero1", "zero2"]
 T = TypeVar("T")
 
 
@@ -34,8 +36,9 @@ class Launch:
         return self.rank == 0
 
     def autocast(self) -> torch.autocast:
-        """The context in which networks run: bf16 autocast, or nothing."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        """The context in which networks run: bf16 or fp16 autocast, or nothing."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
     def held_replicas(self, replicas: int) -> range:
         """The contiguous block of replicas that this process runs; the first processes hold one more if it is uneven.
@@ -54,29 +57,111 @@ class Launch:
 
 
 def read_launch() -> Launch:
-    """Read the launch from the environment that `accelerate launch` (or torchrun) set; starts nothing."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if mixed not in ("no", "bf16"):
+    """Read the launch from the environment that `accelerate launch` (or torchrun) set; starts nothing.
+
+    Raises `TrainerError`, beginning with the key of accelerate's YAML, for what is not supported.
+    """
+    environment = os.environ
+    world_size = int(environment.get("WORLD_SIZE", "1"))
+    local_rank = int(environment.get("LOCAL_RANK", "0"))
+    use_cuda = torch.cuda.is_available() and not _is_true("ACCELERATE_USE_CPU")
+    mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed not in ("no", "bf16", "fp16"):
+        raise TrainerError(f"mixed_precision (accelerate's YAML): is {mixed!r}; set it to 'no', 'bf16' or 'fp16'")
+    if _is_true("ACCELERATE_USE_FSDP"):
         raise TrainerError(
-            f"mixed_precision (accelerate's YAML): is {mixed!r}, which is not supported yet; set it to 'no' or 'bf16'"
+            "distributed_type (accelerate's YAML): is FSDP, which shards the parameters themselves; these networks are small, "
+            "and each is called from the other's step: use ddp.yaml, zero1.yaml or zero2.yaml of cluster/launch"
         )
-    for variable, what in (("ACCELERATE_USE_DEEPSPEED", "DEEPSPEED"), ("ACCELERATE_USE_FSDP", "FSDP")):
-        if os.environ.get(variable, "false").lower() == "true":
+    strategy: Strategy = "ddp" if world_size > 1 else "single"
+    if _is_true("ACCELERATE_USE_DEEPSPEED"):
+        strategy = _zero_stage()
+        if mixed == "fp16":
             raise TrainerError(
-                f"distributed_type (accelerate's YAML): is {what}, which is not supported yet; "
-                "use cluster/launch/ddp.yaml or cluster/launch/single.yaml"
+                "mixed_precision (accelerate's YAML): is 'fp16' with DeepSpeed, whose scaling of the losses would have to be "
+                "shared by two engines; set it to 'bf16', or use cluster/launch/ddp.yaml"
             )
-    use_cuda = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
+    if mixed == "fp16" and not use_cuda:
+        raise TrainerError(
+            "mixed_precision (accelerate's YAML): is 'fp16', but there is no GPU; set it to 'no' or 'bf16'"
+        )
+    announced = _announced_processes()
+    if announced is not None and announced != world_size:
+        raise TrainerError(
+            f"num_processes (accelerate's YAML): {announced} processes were asked for, but this one was started as one of "
+            f"{world_size}; set distributed_type to MULTI_GPU (accelerate starts a single process for MULTI_CPU and for --cpu)"
+        )
     return Launch(
-        rank=int(os.environ.get("RANK", "0")),
+        rank=int(environment.get("RANK", "0")),
         world_size=world_size,
         local_rank=local_rank,
         device=torch.device("cuda", local_rank) if use_cuda else torch.device("cpu"),
         precision=cast(Precision, "fp32" if mixed == "no" else mixed),
-        strategy="ddp" if world_size > 1 else "single",
+        strategy=strategy,
     )
+
+
+def _is_true(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def _zero_stage() -> Strategy:
+    """The strategy that accelerate's DeepSpeed keys ask for; refuses those that would change the experiment."""
+    environment, where = os.environ, "deepspeed_config (accelerate's YAML)"
+    if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in environment:
+        raise TrainerError(
+            f"{where}: names a file of DeepSpeed's; give zero_stage alone, as cluster/launch/zero2.yaml does"
+        )
+    stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    if stage not in ("1", "2"):
+        raise TrainerError(
+            f"{where}: zero_stage is {stage}; set it to 1 or 2 (stage 3 shards the parameters themselves, and each network is "
+            "called from the other's step; stage 0 is cluster/launch/ddp.yaml)"
+        )
+    clipping = environment.get("ACCELERATE_GRADIENT_CLIPPING", "0.0")
+    if clipping.lower() != "none" and float(clipping) != 0.0:
+        raise TrainerError(
+            f"{where}: gradient_clipping is {clipping}, but the experiment clips nothing; set it to 0.0 (this key belongs to "
+            "the science, and the launch must not change that)"
+        )
+    for variable, key, allowed in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "gradient_accumulation_steps", ("1",)),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "offload_optimizer_device", ("none",)),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "offload_param_device", ("none",)),
+    ):
+        value = environment.get(variable, allowed[0])
+        if value.lower() not in allowed:
+            raise TrainerError(f"{where}: {key} is {value}, which is not supported; set it to {allowed[0]}")
+    return "zero1" if stage == "1" else "zero2"
+
+
+def _announced_processes() -> int | None:
+    """How many processes whoever started this one had in mind, where that can be known."""
+    if "WORLD_SIZE" in os.environ:
+        return None  # a launcher's own figure; checked against who comes, in start_processes
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
+    if tasks is not None and "SLURM_PROCID" in os.environ and int(tasks) > 1:
+        return int(tasks)
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return None
+    if not any(Path(word).name in ("accelerate", "accelerate-launch") for word in words[:3]):
+        return None
+    for key in ("--num_processes", "--num-processes"):
+        if key in words:
+            return int(words[words.index(key) + 1])
+    for key in ("--config_file", "--config-file"):
+        if key in words:
+            return _yaml_processes(words[words.index(key) + 1])
+    return None
+
+
+def _yaml_processes(path: str) -> int | None:
+    try:
+        return int(yaml.safe_load(Path(path).read_text()).get("num_processes", 1))
+    except (OSError, AttributeError, ValueError, yaml.YAMLError):
+        return None
 
 
 def keep_freed_memory() -> None:
@@ -98,18 +183,31 @@ def start_processes(launch: Launch, timeout: timedelta = timedelta(minutes=10)) 
         torch.cuda.set_device(launch.device)
     else:
         keep_freed_memory()
+    backend = "nccl" if launch.device.type == "cuda" else "gloo"
     if launch.world_size == 1:
+        if launch.strategy != "single":  # DeepSpeed asks for a group even where there is nobody else
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
         return
-    dist.init_process_group("nccl" if launch.device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group(backend, timeout=timeout)
     if dist.get_world_size() != launch.world_size:
         raise TrainerError(
             f"WORLD_SIZE: the launcher announced {launch.world_size} processes, {dist.get_world_size()} came"
         )
 
 
+def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
+    """How a GPU multiplies (both ways said: PyTorch's own default is TF32 in convolutions) and whether its sums have a
+    fixed order."""
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
 def stop_processes(launch: Launch) -> None:
     """Leave the process group."""
-    if launch.world_size > 1 and dist.is_initialized():
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

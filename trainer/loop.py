@@ -10,19 +10,20 @@ import torch
 from data_pipeline.manifest import Manifest, load_manifest
 from data_pipeline.selection import select_classes
 from data_pipeline.stream import open_stream
-from trainer.checkpoint import state_hash
-from trainer.config import Config, as_yaml
+from trainer.config import Config, as_yaml, check_launch
 from trainer.draws import discriminator_draws, generator_draws, seed_layers
-from trainer.errors import NonFinite, SettingError, TrainerError
+from trainer.errors import NonFinite, SettingError
+from trainer.finetuning import ClassifierStage
 from trainer.iteration import run_iteration
-from trainer.launch import Launch, share_object, sum_over_processes
+from trainer.launch import Launch, set_arithmetic, sum_over_processes
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.mirror import RunFolder
 from trainer.objectives import build_objective
-from trainer.player import Player
 from trainer.preemption import StopRequest, clear_marker, write_marker
 from trainer.reporting import Reporter
 from trainer.schedule import learning_rate_factor
+from trainer.selfcheck import check_start, check_state, heartbeat
+from trainer.speed import choose_forms
 from trainer.state import Keeper, State
 from trainer.telemetry import Telemetry
 
@@ -56,9 +57,13 @@ class _Attempt:
 
 def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     run, batch = config.run, config.batch
-    objective = build_objective(config.objective)
     # What can be refused is refused before anything is written.
-    _check_shape(config, select_classes(load_manifest(config.data.shards), config.data.classes))
+    check_launch(config, launch)
+    check_start(launch, config)
+    set_arithmetic(tf32=run.tf32, deterministic=run.deterministic)
+    manifest = select_classes(load_manifest(config.data.shards), config.data.classes)
+    _check_shape(config, manifest)
+    stage = ClassifierStage(config, build_objective(config.objective), manifest, launch)
     judge = None
     if config.evaluation.classifier:
         judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
@@ -69,6 +74,8 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
         start = keeper.resume(state)
+        stage.resume(state)
+        choose_forms(config, state.generator.module, state.discriminator.module, launch)
         state.rollbacks = attempt.rollbacks = max(state.rollbacks, attempt.rollbacks)
 
         # Data: a batch is found by its number, so the stream simply starts where the run goes on.
@@ -84,10 +91,12 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             )
         )
         keeper.check_data(stream.manifest)
+        check_state(launch, stream.manifest.fingerprint, (state.generator, state.discriminator))
 
         # Telemetry: the main process writes it.
         telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
         report = Reporter(config, launch, stream, telemetry, judge)
+        report.watch(state.generator.module, state.discriminator.module)
         if telemetry and folder:
             (folder.path / "config.yaml").write_text(as_yaml(config))
             telemetry.text("settings", as_yaml(config), start)
@@ -111,8 +120,9 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             scores = {}
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
                 scores = report.evaluate(iteration, state.sampled)
+            stage.watch(iteration, state, telemetry, new=new)
             if run.heartbeat_every and iteration % run.heartbeat_every == 0:
-                _heartbeat(launch, (state.generator, state.discriminator), iteration)
+                heartbeat(launch, (state.generator, state.discriminator), iteration)
             if last or stopping or saving:
                 keeper.save(state, iteration, scores, final=last or stopping)
             if last or stopping:
@@ -129,7 +139,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             scalars = run_iteration(
                 state.generator,
                 state.discriminator,
-                objective,
+                stage.objective(iteration, state),
                 generator_draws(config, launch, iteration, state.rollbacks),
                 discriminator_draws(config, launch, stream, iteration, state.rollbacks),
                 launch=launch,
@@ -137,6 +147,8 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 rate_factor=learning_rate_factor(config.schedule, iteration),
                 seed_layers=partial(seed_layers, config, state.rollbacks, iteration),
                 generator_first=config.schedule.generator_first,
+                synchronised=batch.synchronised_norm,
+                speed=config.speed,
             )
             if state.ema:
                 state.ema.update(state.generator.module, iteration)
@@ -168,22 +180,3 @@ def _agree(launch: Launch, *flags: bool) -> tuple[bool, ...]:
         return flags
     sums = sum_over_processes(launch, torch.tensor([float(flag) for flag in flags], device=launch.device))
     return tuple(total > 0 for total in sums.tolist())
-
-
-def _heartbeat(launch: Launch, players: tuple[Player, ...], iteration: int) -> None:
-    """Stop, naming the tensors, unless all processes hold the same parameters bit for bit."""
-    if launch.world_size == 1:
-        return
-    mine = {
-        f"{player.name}/{name}": state_hash({name: parameter.detach().cpu()})
-        for player in players
-        for name, parameter in player.module.named_parameters()
-    }
-    main = share_object(launch, mine)
-    differing = [name for name in mine if mine[name] != main[name]]
-    if any(_agree(launch, bool(differing))):
-        where = f"here in {', '.join(differing[:5])}" if differing else "not here"
-        raise TrainerError(
-            f"heartbeat: at iteration {iteration} the processes' parameters differ from those of process 0 (process "
-            f"{launch.rank}: {where}); the same command goes on from the last checkpoint"
-        )

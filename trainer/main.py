@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     from trainer.dry_run import describe
     from trainer.launch import read_launch, start_processes, stop_processes
     from trainer.loop import train
+    from trainer.watch import Watch, die_with_launcher
 
     config = load_config(arguments[0], arguments[1:])
     launch = read_launch()
@@ -38,11 +39,11 @@ def main(arguments: list[str]) -> int:
         if launch.is_main:
             print(describe(config, launch))
         return 0
+    die_with_launcher()
     start_processes(launch)
-    try:
+    with Watch(launch):
         train(config, launch)
-    finally:
-        stop_processes(launch)
+    stop_processes(launch)
     return 0
 
 

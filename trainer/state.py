@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,26 +12,32 @@ from torch import Tensor
 from data_pipeline.manifest import ClassInfo, Manifest
 from trainer import noise
 from trainer.checkpoint import CheckpointStore, Commit, Restored
-from trainer.config import Config, as_tree
+from trainer.config import Config, as_tree, config_from_tree
 from trainer.ema import Ema
 from trainer.errors import CheckpointError, SettingError, TrainerError
 from trainer.launch import Launch, share_failure, share_from_main, share_object
 from trainer.models import build_discriminator, build_generator
+from trainer.models.synchronised import synchronise_norms
+from trainer.objectives import guidance
 from trainer.player import Player
 from trainer.resume import Change, check_data, check_settings
 from trainer.saver import Saver
+from trainer.speed import apply_speed
 
 logger = logging.getLogger("menagerie")
 
 ROLLBACKS = "run/rollbacks"
 HARMLESS = (
     *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
+    "run.deterministic",
     *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer", "rollbacks")),
     *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
     *(f"data.{name}" for name in ("shards", "cache_dir", "cache_bytes", "decode_threads", "prefetch_batches")),
     *(f"data.{name}" for name in ("fetch_deadline", "fetch_request_timeout")),
     "checkpoint",
     "evaluation",
+    "speed",
+    *(f"classifier_loss.{name}.weights" for name in ("classifier", "independent")),
 )
 """Settings that do not change what is computed. The shards themselves are compared by their fingerprint."""
 
@@ -40,13 +48,21 @@ class State:
     def __init__(self, config: Config, launch: Launch) -> None:
         seed, rates = config.run.seed, config.optimizer
         torch.manual_seed(noise.key(seed, "initial generator"))
-        self.generator = Player("generator", build_generator(config.generator, config.model), rates.generator, launch)
+        generator = build_generator(config.generator, config.model)
         torch.manual_seed(noise.key(seed, "initial discriminator"))
-        module = build_discriminator(config.discriminator, config.model)
-        self.discriminator = Player("discriminator", module, rates.discriminator, launch)
+        discriminator = build_discriminator(config.discriminator, config.model)
+        if config.batch.synchronised_norm:
+            synchronise_norms(generator, discriminator)
+        apply_speed(config.speed, generator, discriminator, config.model.resolution, launch)
+        player = partial(Player, launch=launch, replicas=config.batch.replicas, deterministic=config.run.deterministic)
+        player = partial(player, speed=config.speed)
+        self.generator = player("generator", generator, rates.generator)
+        self.discriminator = player("discriminator", discriminator, rates.discriminator)
         self.ema = Ema(self.generator.module, config.ema) if config.ema.decay else None
         self.rollbacks = 0
         """How often the run has gone back after numbers that were not finite; the draws depend on it."""
+        self.marks: dict[str, Tensor] = {}
+        """What the fine-tuning stage has to remember (trainer/finetuning.py), by name."""
 
     @property
     def sampled(self) -> torch.nn.Module:
@@ -61,6 +77,7 @@ class State:
             **self.discriminator.state(),
             **{f"ema/{name}": value.cpu().contiguous() for name, value in average.items()},
             **({ROLLBACKS: torch.tensor(self.rollbacks)} if self.rollbacks else {}),
+            **self.marks,
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -68,6 +85,7 @@ class State:
         self.generator.load(tensors)
         self.discriminator.load(tensors)
         self.rollbacks = int(tensors.get(ROLLBACKS, 0))
+        self.marks = {name: value for name, value in tensors.items() if name.startswith(guidance.PREFIX)}
         if self.ema:
             average = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
             if not average:
@@ -105,8 +123,11 @@ class Keeper:
                 error = found
         share_failure(self.launch, error)
         iteration = share_object(self.launch, restored.commit.iteration if restored else 0)
-        tensors = restored.tensors if restored else state.tensors() if self.launch.is_main else None
-        state.load(share_from_main(self.launch, tensors))
+        if share_object(self.launch, restored is None):
+            tensors: dict[str, Tensor] | None = state.tensors()  # every process: a strategy may have to gather
+        else:
+            tensors = restored.tensors if restored else None
+        state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
         return iteration
 
     def _take_up(self, store: CheckpointStore) -> Restored | None:
@@ -133,11 +154,21 @@ class Keeper:
             raise SettingError(
                 f"run.initialize_from: is {run.initialize_from!r}; after @ stands the number of an iteration, as in RUN@400000"
             )
-        restored = CheckpointStore(folder if at else number).restore(int(number) if at else None)
+        source = CheckpointStore(folder if at else number)
+        held = [commit.iteration for commit in source.commits()]
+        if at and held and int(number) not in held:
+            raise CheckpointError(
+                f"run.initialize_from: {folder} holds no checkpoint of iteration {number}, only of "
+                f"{', '.join(map(str, sorted(held)))}; give one of these (checkpoint.keep_every says which ones a run keeps)"
+            )
+        restored = source.restore(int(number) if at else None)
         if restored is None:
             raise CheckpointError(
                 f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
             )
+        guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
+        for name in [name for name in restored.tensors if name.startswith(guidance.PREFIX)]:
+            del restored.tensors[name]  # the stage is this run's own
         if not run.initialize_optimizer:
             for name, tensor in restored.tensors.items():
                 if name.partition("/")[0].endswith(".adam"):
@@ -159,6 +190,8 @@ class Keeper:
                 f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
             )
         before, after = commit.info.get("settings", {}), as_tree(self.config)
+        with suppress(SettingError):  # settings that did not exist then have their defaults
+            before = as_tree(config_from_tree(before))
         return check_settings(before, after, harmless=HARMLESS, allowed=self.config.run.allow_changed)
 
     def check_data(self, manifest: Manifest) -> None:

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SINGLE = [sys.executable, "trainer/main.py"]
 DDP = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", "cluster/launch/cpu.yaml"]
 DDP.append("trainer/main.py")
-LAUNCHES = {"single": SINGLE, "ddp": DDP}
+ZERO = [*DDP[:3], "cluster/launch/{}.yaml", "--num_processes", "2", "--mixed_precision", "no", "trainer/main.py"]
+LAUNCHES = {"single": SINGLE, "ddp": DDP, **{name: [word.format(name) for word in ZERO] for name in ("zero1", "zero2")}}
 EXPERIMENT = """
 run: {seed: 3, checkpoint_every: 5, log_every: 1, sample_every: 0, heartbeat_every: 0}
 batch: {replicas: 2, real_per_replica: 2, generated_per_replica: 2}

@@ -232,7 +232,7 @@ def test_epsilon_stands_outside_the_bias_correction():
     player = Player("generator", module, AdamConfig(learning_rate=0.1, epsilon=0.5), read_launch())
     weight, v = module.weight.item(), 0.0
     for t, gradient in enumerate(itertools.islice(itertools.cycle([0.3, -0.2]), 5), start=1):
-        player.step((module.weight * gradient).sum(), 1.0)
+        player.step([(module.weight * gradient).sum()], 1.0)
         v += 0.1 * (gradient**2 - v)
         weight -= 0.1 * np.sqrt(1 - 0.9**t) * gradient / (np.sqrt(v) + 0.5)
         assert module.weight.item() == pytest.approx(weight, rel=1e-12)

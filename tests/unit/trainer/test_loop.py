@@ -73,7 +73,7 @@ def test_another_seed_is_another_run(tiny: Tiny, tmp_path: Path) -> None:
             r"model\.classes: is 10, but the shards in .* hold 3 classes; set it to 3",
         ),
         (["--data.shards", "nowhere"], DataError, "nowhere"),
-        (["--evaluation.classifier", "nowhere"], TrainerError, r"evaluation\.classifier: cannot read nowhere"),
+        (["--evaluation.classifier", "nowhere"], TrainerError, r"evaluation\.classifier: there is no file nowhere"),
     ],
 )
 def test_what_is_refused_writes_nothing(

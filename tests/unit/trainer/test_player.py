@@ -29,7 +29,7 @@ def test_adam_against_its_formula(placement: str) -> None:
     for t, factor in enumerate((1.0, 0.5, 0.25, 1.0), start=1):
         x = torch.randn(5, 4, dtype=torch.float64)
         gradient = 2 * (weight @ x.numpy().T) @ x.numpy()
-        player.step(module(x).square().sum(), factor)
+        player.step([module(x).square().sum()], factor)
         m = 0.5 * m + 0.5 * gradient
         v = 0.9 * v + 0.1 * gradient**2
         rate, first, second = 0.1 * factor, 1 - 0.5**t, 1 - 0.9**t
@@ -43,7 +43,7 @@ def test_adam_against_its_formula(placement: str) -> None:
 def test_a_loaded_player_goes_on_bit_for_bit() -> None:
     def step(player: Player, number: int) -> None:
         torch.manual_seed(100 + number)
-        player.step(player.module(torch.randn(6, 2, 6, 6)).square().mean(), 1.0)
+        player.step([player.module(torch.randn(6, 2, 6, 6)).square().mean()], 1.0)
 
     straight = Player("p", network(), AdamConfig(), LAUNCH)
     for number in range(4):

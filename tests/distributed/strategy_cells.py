@@ -1,0 +1,106 @@
+"""Run by torchrun: trains the same few iterations once per CELL on the processes at hand, straight and resumed.
+
+usage: strategy_cells.py CONFIG OUT CELL...
+
+CELL is STRATEGY-PRECISION, as in zero2-bf16; fp64 only without ZeRO. Two more STRATEGIES: `deterministic` is run.deterministic,
+`synchronised` is batch.synchronised_norm, both with DDP.
+OUT/CELL.pt: `half` and `final`, the states after half and all of the iterations; `resumed_equal`: whether a run resumed from
+`half` has the same bits at the end. OUT/CELL.start.pt, where it is there, is what the resumed run begins with instead.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from data_pipeline.stream import open_stream
+from trainer.config import Config, load_config
+from trainer.draws import discriminator_draws, generator_draws, seed_layers
+from trainer.iteration import run_iteration
+from trainer.launch import Launch, share_from_main, start_processes
+from trainer.objectives import build_objective
+from trainer.state import State
+
+SWITCHES = {"deterministic": "run.deterministic", "synchronised": "batch.synchronised_norm"}
+
+
+def main(config_path: str, out: str, *cells: str) -> None:
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    cpu = torch.device("cpu")
+    start_processes(Launch(rank, world, rank, cpu, "fp32", "ddp" if world > 1 else "zero1"))
+    for cell in cells:
+        strategy, _, precision = cell.partition("-")
+        settings = [f"--{SWITCHES[strategy]}", "true"] if strategy in SWITCHES else []
+        config = load_config(config_path, settings)
+        if strategy not in ("zero1", "zero2"):
+            strategy = "ddp" if world > 1 else "single"
+        launch = Launch(rank, world, rank, cpu, "fp32" if precision == "fp64" else precision, strategy)
+        half, end = config.run.iterations // 2, config.run.iterations
+        with default_dtype(torch.float64 if precision == "fp64" else torch.float32):
+            states = train(config, launch, None, 0, (half, end))
+            given = Path(out) / f"{cell}.start.pt"
+            begin = torch.load(given) if given.exists() else states[0]
+            (resumed,) = train(config, launch, begin, half, (end,))
+        if rank == 0:
+            same = all(torch.equal(resumed[name], tensor) for name, tensor in states[1].items())
+            torch.save({"half": states[0], "final": states[1], "resumed_equal": same}, Path(out) / f"{cell}.pt")
+    dist.destroy_process_group()
+
+
+def train(
+    config: Config, launch: Launch, tensors: dict[str, torch.Tensor] | None, start: int, stops: tuple[int, ...]
+) -> list[dict[str, torch.Tensor]]:
+    """The logical states at `stops`, from `tensors` or from the seed's own."""
+    state = State(config, launch)
+    state.load(share_from_main(launch, tensors or state.tensors()))
+    found = []
+    with open_stream(
+        config.data,
+        seed=config.run.seed,
+        replicas=config.batch.replicas,
+        held=launch.held_replicas(config.batch.replicas),
+        batch_size=config.batch.real_per_replica,
+        first_batch=start * config.schedule.discriminator_steps,
+    ) as stream:
+        for iteration in range(start, stops[-1]):
+            run_iteration(
+                state.generator,
+                state.discriminator,
+                build_objective(config.objective),
+                [widened(batch) for batch in generator_draws(config, launch, iteration, 0)],
+                [[widened(b) for b in step] for step in discriminator_draws(config, launch, stream, iteration, 0)],
+                launch=launch,
+                replicas=config.batch.replicas,
+                rate_factor=1.0,
+                seed_layers=partial(seed_layers, config, 0, iteration),
+                synchronised=config.batch.synchronised_norm,
+            )
+            if iteration + 1 in stops:
+                found.append({name: tensor.clone() for name, tensor in state.tensors().items()})
+    return found
+
+
+def widened(batch):  # type: ignore[no-untyped-def]
+    """The draws, in float64 where that is the default."""
+    dtype = torch.get_default_dtype()
+    return type(batch)(*(t.to(dtype) if t.is_floating_point() else t for t in batch))
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors are of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

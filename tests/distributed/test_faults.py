@@ -1,0 +1,149 @@
+"""A process that fails, is killed, or computes something else: the others end soon, and say which one it was."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
+from crash_training import LAUNCHES, Life, Training, make_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def start(tiny: Callable[..., Path]) -> Iterator[Callable[..., Life]]:
+    """`start(fault)`: two processes of a long run, the second with a fault."""
+    lives = []
+
+    def begin(fault: str, **run: object) -> Life:
+        path = tiny(run={"iterations": 100_000, "checkpoint_every": 2, **run})
+        command = [*LAUNCHES["ddp"][:-1], "tests/distributed/faulty_main.py", fault, str(path)]
+        lives.append(Life(command, os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+        return lives[-1]
+
+    yield begin
+    for life in lives:
+        life.kill()
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [p for p in pids if Path(f"/proc/{p}").exists() and " Z " not in Path(f"/proc/{p}/stat").read_text()]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (
+            "parameter",
+            "the parameters of process 1 differ from those of process 0 (process 1, here: generator/blocks.1.conv1",
+        ),
+        ("settings", "start-up check: the configuration of process 1 differs from that of process 0"),
+        ("stuck", "process 1 (pid"),
+    ],
+)
+def test_a_process_that_differs_or_fails_is_named(start: Callable[..., Life], fault: str, message: str) -> None:
+    life = start(fault, heartbeat_every=4)
+    assert life.wait() != 0
+    assert message in life.output
+    if fault == "parameter":
+        assert "heartbeat: at iteration 8 " in life.output
+    if fault == "stuck":
+        assert "failed: a defect; this process cannot go on without it" in life.output
+
+
+def test_a_killed_process_is_named_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    training = Training("ddp", str(tmp_path / "run"), shards, {}, 100_000)
+    with training.start() as life:
+        assert life.wait_for(lambda life: len(life.iterations()) > 6), life.output
+        ranks = life.ranks()
+        os.kill(ranks[1], signal.SIGKILL)
+        begun = time.monotonic()
+        assert life.wait() != 0
+        assert f"process 1 (pid {ranks[1]} on " in life.output
+        assert "is gone (killed, or its machine is lost)" in life.output
+        assert not alive(ranks)
+        assert time.monotonic() - begun < 60
+    again = Training("single", str(tmp_path / "run"), shards, {}, 12)
+    assert again.complete().process.returncode == 0
+    assert again.hash().startswith("12 ") or int(again.hash().split()[0]) > 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["data"])
+def test_proof_distributed_failure(start: Callable[..., Life], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shard that one process cannot read ends the others with its sentence."""
+    life = start(fault)
+    begun = time.monotonic()
+    life.wait_for(lambda life: "error:" in life.output)
+    life.wait()
+    good = life.output.count("shard-000001.tar is not what it should be") >= 2
+    with capsys.disabled():
+        print(
+            f"\nPROOF distributed-failure: {'PASS' if good else 'FAIL'} told by both, {time.monotonic() - begun:.1f} s in all"
+        )
+    assert good
+
+
+@pytest.mark.slow
+def test_proof_distributed_two_machines(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two launches with machine ranks on loopback are one launch with two processes, bit for bit."""
+    one = Training("ddp", str(tmp_path / "one"), shards, {}, 12)
+    assert one.complete().process.returncode == 0
+    two = Training("ddp", str(tmp_path / "two"), shards, {}, 12)
+    config = two.command.index("trainer/main.py")
+    port = free_port()
+    lives = []
+    for machine in (0, 1):
+        where = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(machine)]
+        where += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        command = [*two.command[:config], *where, *two.command[config:]]
+        lives.append(Life(command, two.environment))
+    assert [life.wait() for life in lives] == [0, 0], lives[0].output[-2000:] + lives[1].output[-2000:]
+    same = one.hash() == two.hash()
+    with capsys.disabled():
+        print(f"\nPROOF distributed-machines: {'PASS' if same else 'FAIL'} {one.hash()[:20]} {two.hash()[:20]}")
+    assert same
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_proof_distributed_zero_checkpoints(
+    shards: Path, tmp_path: Path, strategy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ZeRO through accelerate's YAML: killed twice and resumed like undisturbed; its state goes on under DDP, same bits."""
+    straight, killed = (Training(strategy, str(tmp_path / name), shards, {}, 30) for name in ("straight", "killed"))
+    assert straight.complete().process.returncode == 0
+    for wanted in (8, 6):
+        with killed.start() as life:
+            assert life.wait_for(lambda life, wanted=wanted: len(life.iterations()) >= wanted), life.output[-3000:]
+            os.kill(life.ranks()[1], signal.SIGKILL)
+            assert life.wait() != 0
+    assert killed.complete().process.returncode == 0
+    moved = Training("ddp", str(tmp_path / "moved"), shards, {}, 30, {"run.initialize_from": straight.url})
+    assert moved.complete().process.returncode == 0
+    further = Training("single", straight.url, shards, {}, 33)
+    assert further.complete().process.returncode == 0
+    hashes = {
+        straight.checkpoints("hash", "--iteration", "30").split()[-1],
+        *(t.hash().split()[-1] for t in (killed, moved)),
+    }
+    with capsys.disabled():
+        print(f"\nPROOF distributed-{strategy}-checkpoints: {'PASS' if len(hashes) == 1 else 'FAIL'} {sorted(hashes)}")
+    assert len(hashes) == 1
+    assert further.hash().startswith("33 ")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

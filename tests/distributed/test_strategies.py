@@ -1,0 +1,142 @@
+"""One experiment on any hardware: DDP, ZeRO-1, ZeRO-2, any number of processes, straight and resumed.
+
+In float32, comparisons leave out what float64 leaves at 0 (biases in front of batch norm): their gradients are rounding noise.
+A large epsilon keeps Adam from blowing up the noise of the others.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from strategy_cells import default_dtype, train
+
+from trainer.checkpoint import state_hash
+from trainer.config import load_config
+from trainer.launch import Launch
+
+ROOT = Path(__file__).resolve().parents[2]
+State = dict[str, torch.Tensor]
+PROCESSES = (1, 2, 3, 4)
+
+
+@pytest.fixture
+def experiment(tiny: Callable[..., Path]) -> Callable[..., Path]:
+    adam = {"epsilon": 1e-3}
+
+    def write(name: str, iterations: int) -> Path:
+        return tiny(
+            name,
+            run={"iterations": iterations},
+            batch={"replicas": 4, "real_per_replica": 4, "generated_per_replica": 4},
+            optimizer={"generator": adam, "discriminator": adam},
+        )
+
+    return write
+
+
+def run_cells(path: Path, out: Path, processes: int, *cells: str) -> dict[str, dict[str, Any]]:
+    """What strategy_cells.py finds, by cell."""
+    out.mkdir(exist_ok=True)
+    script = Path(__file__).with_name("strategy_cells.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run(
+        [*launcher, str(script), str(path), str(out), *cells], cwd=ROOT, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {cell: torch.load(out / f"{cell}.pt") for cell in cells}
+
+
+def in_this_process(path: Path, precision: str, *settings: str) -> State:
+    """The final state of the same iterations on one process."""
+    config = load_config(str(path), settings)
+    launch = Launch(0, 1, 0, torch.device("cpu"), "fp32" if precision == "fp64" else precision, "single")
+    with default_dtype(torch.float64 if precision == "fp64" else torch.float32):
+        return train(config, launch, None, 0, (config.run.iterations,))[0]
+
+
+def difference(found: State, expected: State, exact: State) -> float:
+    """The largest relative L2 difference of a network's tensor, without those that `exact` (float64) leaves at 0."""
+    worst = 0.0
+    for name, tensor in expected.items():
+        if name.startswith(("generator/", "discriminator/")) and exact[name].norm() > 1e-9:
+            distance = (found[name].double() - tensor.double()).norm() / tensor.double().norm()
+            worst = max(worst, distance.item())
+    return worst
+
+
+def test_two_processes_compute_what_one_does(experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """DDP in float64 to rounding; ZeRO-1 and ZeRO-2 like one another; deterministic mode bit for bit; all resume exactly."""
+    path = experiment("run", 4)
+    cells = ("ddp-fp64", "synchronised-fp64", "zero1-fp32", "zero2-fp32", "deterministic-fp32")
+    found = run_cells(path, tmp_path / "out", 2, *cells)
+    assert all(cell["resumed_equal"] for cell in found.values())
+    exact = in_this_process(path, "fp64")
+    assert difference(found["ddp-fp64"]["final"], exact, exact) < 1e-12
+    synchronised = in_this_process(path, "fp64", "--batch.synchronised_norm", "true")
+    assert difference(found["synchronised-fp64"]["final"], synchronised, exact) < 1e-12
+    assert difference(synchronised, exact, exact) > 1e-6  # it is another experiment
+    single = in_this_process(path, "fp32")
+    assert difference(found["zero1-fp32"]["final"], single, exact) < 1e-4
+    assert state_hash(found["zero1-fp32"]["final"]) == state_hash(found["zero2-fp32"]["final"])
+    deterministic = in_this_process(path, "fp32", "--run.deterministic", "true")
+    assert state_hash(found["deterministic-fp32"]["final"]) == state_hash(deterministic)
+    assert difference(deterministic, single, exact) < 1e-4
+
+
+@pytest.mark.slow
+def test_proof_distributed_strategies(
+    experiment: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table: strategies x processes x precisions against one process; resumed runs bit for bit in every cell."""
+    path = experiment("run", 10)
+    strategies, precisions = ("ddp", "zero1", "zero2"), ("fp32", "bf16")
+    cells = [f"{strategy}-{precision}" for strategy in strategies for precision in precisions]
+    exact = in_this_process(path, "fp64")
+    single = {precision: in_this_process(path, precision) for precision in precisions}
+    lines, worst, same = [], {"fp64": 0.0, "fp32": 0.0, "bf16": 0.0}, True
+    for processes in PROCESSES:
+        found = run_cells(path, tmp_path / f"on{processes}", processes, "ddp-fp64", *cells)
+        same = same and all(cell["resumed_equal"] for cell in found.values())
+        worst["fp64"] = max(worst["fp64"], difference(found["ddp-fp64"]["final"], exact, exact))
+        for precision in precisions:
+            apart = [difference(found[f"{s}-{precision}"]["final"], single[precision], exact) for s in strategies]
+            between = difference(found[f"zero1-{precision}"]["final"], found[f"zero2-{precision}"]["final"], exact)
+            worst[precision] = max(worst[precision], *apart)
+            lines.append(
+                f"{processes} {precision}: ddp {apart[0]:.1e} zero1 {apart[1]:.1e} zero2 {apart[2]:.1e} 1-2 {between:.1e}"
+            )
+    good = same and worst["fp64"] < 1e-12 and worst["fp32"] < 5e-3 and worst["bf16"] < 0.5
+    with capsys.disabled():
+        print("".join(f"\n      {line}" for line in lines))
+        print(
+            f"PROOF distributed-strategies: {'PASS' if good else 'FAIL'} largest relative difference from 1 process "
+            f"{worst}; resumed bitwise in every cell: {same}"
+        )
+    assert good
+
+
+@pytest.mark.slow
+def test_proof_distributed_deterministic(
+    experiment: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One hash on 1, 2 and 4 processes, straight, and with another process count in the second half."""
+    path, cell = experiment("run", 10), "deterministic-fp32"
+    hashes, begin = set(), None
+    for processes in (4, 1, 2):
+        out = tmp_path / f"on{processes}"
+        if begin is not None:
+            out.mkdir()
+            torch.save(begin, out / f"{cell}.start.pt")  # the half that another process count computed
+        found = run_cells(path, out, processes, cell)[cell]
+        hashes.add(state_hash(found["final"]))
+        assert found["resumed_equal"]
+        begin = found["half"]
+    with capsys.disabled():
+        print(f"\nPROOF distributed-deterministic: {'PASS' if len(hashes) == 1 else 'FAIL'} hashes {sorted(hashes)}")
+    assert len(hashes) == 1

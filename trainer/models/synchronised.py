@@ -1,0 +1,81 @@
+"""Batch norm over all replicas of all processes. PyTorch's own refuses the CPU; this one runs on every device.
+
+Each process gives the batches of its replicas as one; counts, means and variances are then shared. Processes may hold
+different numbers of samples. Only in training mode: in evaluation the running statistics normalise.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.models.layers import BatchNorm2d
+
+
+def synchronise_norms(*modules: nn.Module) -> None:
+    """Let every batch norm of `modules` take its statistics over all processes."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, BatchNorm2d):
+                layer.normalise = synchronised_batch_norm
+
+
+def synchronised_batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """`F.batch_norm` with the statistics of all processes' `x` [B, C, H, W]; every process must call it."""
+    if not (training and dist.is_initialized() and dist.get_world_size() > 1):
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    y: Tensor
+    y, mean, variance, count = _Normalise.apply(x, eps)
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
+    if weight is not None:
+        y = y * weight.to(y.dtype)[:, None, None]
+    if bias is not None:
+        y = y + bias.to(y.dtype)[:, None, None]
+    return y
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) over all processes; also gives mean, biased variance [C] and the count."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        channels, count = x.shape[1], x.numel() // x.shape[1]
+        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
+        # One row per process, all others 0: the sum is exact, and the rows are then combined in the same order everywhere
+        # (Chan et al. 1979), without the cancellation of a sum of squares.
+        rows = torch.zeros(dist.get_world_size(), 2 * channels + 1, dtype=wide.dtype, device=x.device)
+        rows[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([count])])
+        dist.all_reduce(rows)
+        means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / total
+        scale = torch.rsqrt(variance + eps)
+        normalised = (wide - mean[:, None, None]) * scale[:, None, None]
+        ctx.save_for_backward(normalised, scale, total)
+        ctx.mark_non_differentiable(mean, variance, total)
+        return normalised.to(x.dtype), mean, variance, total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+        normalised, scale, total = ctx.saved_tensors
+        wide = gradient.to(normalised.dtype)
+        sums = torch.stack([wide.sum(dim=(0, 2, 3)), (wide * normalised).sum(dim=(0, 2, 3))])
+        dist.all_reduce(sums)
+        plain, projected = (sums / total)[:, :, None, None]
+        return ((wide - plain - normalised * projected) * scale[:, None, None]).to(gradient.dtype), None
