@@ -15,13 +15,15 @@ if [ -n "${MENAGERIE_SITE:-}" ]; then
     source "$MENAGERIE_SITE"
     site_setup
 fi
-machines=${MACHINES:-1}
+machines=${MACHINES:-1} launch=${LAUNCH:-cluster/launch/ddp.yaml}
 across=()
 if [ "$machines" -gt 1 ]; then
     : "${MACHINE_RANK:?number of this node, from 0}" "${MAIN_ADDRESS:?host name of node 0}" "${MAIN_PORT:?a free port of node 0}"
     across=(--machine_rank "$MACHINE_RANK" --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" --rdzv_backend static)
+    # DeepSpeed's own launcher would log in from node to node; here every node has its launcher already.
+    ! grep -q '^distributed_type: *DEEPSPEED' "$launch" || across+=(--deepspeed_multinode_launcher standard)
 fi
 # The launcher has to be this very process (exec): a shell in between would take the SIGTERM and leave the training to be killed.
-exec "${SITE_RUN[@]}" accelerate launch --config_file "${LAUNCH:-cluster/launch/ddp.yaml}" \
+exec "${SITE_RUN[@]}" accelerate launch --config_file "$launch" \
     --num_machines "$machines" --num_processes $((machines * ${PROCESSES:-1})) "${across[@]}" \
     trainer/main.py "$@"

@@ -96,9 +96,13 @@ submit() {
 
 # check CONFIG ...: the dry run, for the launch at hand. Its sentence is all that a mistake prints.
 check() {
-    local precision
+    local precision stage variables
     precision=$(sed -n "s/^mixed_precision: *['\"]\{0,1\}\([a-z0-9]*\).*/\1/p" "$launch")
-    "${SITE_RUN[@]}" env WORLD_SIZE=$((nodes * processes)) RANK=0 LOCAL_RANK=0 ACCELERATE_MIXED_PRECISION="${precision:-no}" \
+    stage=$(sed -n 's/^ *zero_stage: *\([0-9]\).*/\1/p' "$launch")
+    # What accelerate would tell each of the processes.
+    variables=(WORLD_SIZE=$((nodes * processes)) RANK=0 LOCAL_RANK=0 ACCELERATE_MIXED_PRECISION="${precision:-no}")
+    [ -z "$stage" ] || variables+=(ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE="$stage")
+    "${SITE_RUN[@]}" env "${variables[@]}" \
         python trainer/main.py "$@" --run.dry_run true >"$SITE_LOGS/.dry-run-$$" || exit
     sed -n '/^# batch/,/^# traffic/p' "$SITE_LOGS/.dry-run-$$" | grep -v '^# traffic' || true
     rm -f "$SITE_LOGS/.dry-run-$$"
