@@ -21,10 +21,10 @@ from trainer.errors import SettingError
 from trainer.launch import Launch, share_object
 from trainer.models.dcgan import ActivationNoise
 from trainer.models.forms import (
-    Resampling,
-    fixed_pool_form,
-    fixed_up_form,
-    resamplings,
+    MATRIX,
+    Placed,
+    fixed_form,
+    placed_convolutions,
     set_form,
     set_fused,
 )
@@ -46,12 +46,11 @@ RECORD = "speed.json"
 class SpeedConfig:
     """Exact rewrites of the training step; the defaults are what pays. README, "Speed"."""
 
-    pooled_convolutions: Literal["plain", "merged", "fixed"] = "fixed"
-    """Discriminator: a 3x3 convolution and the mean of 2x2 squares after it, one after the other (`plain`), as one 4x4
-    convolution of stride 2 (`merged`), or each layer as measured (`fixed`)."""
-    upsampled_convolutions: Literal["plain", "transposed", "phases", "fixed"] = "fixed"
-    """Generator: upsampling and the 3x3 convolution after it, one after the other (`plain`), as a transposed convolution, as
-    four 2x2 convolutions of the small map (`phases`), or each layer as measured (`fixed`)."""
+    convolutions: Literal["plain", "merged", "transposed", "phases", "matrix", "measured"] = "measured"
+    """3x3 convolutions of the residual blocks. `plain`: one after the other with the resampling beside them. `merged`: the
+    discriminator's with the mean of 2x2 squares after them, as one 4x4 convolution of stride 2. `transposed`, `phases`: the
+    generator's with the upsampling before them, as a transposed convolution or as four 2x2 convolutions of the small map.
+    `matrix`: as matrix products. `measured`: all of these, each layer as was fastest in our timings (on a GPU: plain)."""
     low_resolution_shortcuts: bool = True
     """1x1 convolutions of the shortcuts at the lower resolution."""
     fused_spectral_norm: bool = True
@@ -68,9 +67,8 @@ class SpeedConfig:
     fused_adam: bool = True
     """Adam in one kernel."""
     autotune: bool = False
-    """Time the forms of `pooled_convolutions` and `upsampled_convolutions` at start, layer by layer, and take the fastest; the
-    choice is kept in the run's folder (speed.json), so that the run goes on with the same kernels. For these two settings
-    it stands above them."""
+    """Time all forms of `convolutions` at start, layer by layer, and take the fastest; the choice is kept in the run's folder
+    (speed.json), so that the run goes on with the same kernels. It stands above `convolutions`."""
     cudnn_benchmark: bool = False
     """GPU: let cuDNN choose its algorithms by timing. Its choice, and so the last bits, may differ from start to start."""
     compile: Literal["off", "blocks", "graphs"] = "off"
@@ -80,8 +78,7 @@ class SpeedConfig:
 
 
 PLAIN = SpeedConfig(
-    pooled_convolutions="plain",
-    upsampled_convolutions="plain",
+    convolutions="plain",
     low_resolution_shortcuts=False,
     fused_spectral_norm=False,
     fused_conditional_norm=False,
@@ -110,16 +107,21 @@ def apply_speed(
             conditional_norm=speed.fused_conditional_norm,
             low_resolution=speed.low_resolution_shortcuts,
         )
-    dtype = torch.bfloat16 if launch.precision == "bf16" else torch.float32
-    up, pool = speed.upsampled_convolutions, speed.pooled_convolutions
-    for item in resamplings(generator, resolution):
-        set_form(item, fixed_up_form(item.side, dtype, launch.device) if up == "fixed" else up)
-    for item in resamplings(discriminator, resolution):
-        set_form(item, fixed_pool_form(item.side, dtype, launch.device) if pool == "fixed" else pool)
+    for network in (generator, discriminator):
+        for item in placed_convolutions(network, resolution):
+            set_form(item, _chosen(speed, item, launch.device))
     if launch.device.type == "cuda":
         torch.backends.cudnn.benchmark = speed.cudnn_benchmark
     if speed.compile != "off":
         compile_blocks(speed, generator, discriminator)
+
+
+def _chosen(speed: SpeedConfig, item: Placed, device: torch.device) -> str:
+    if speed.convolutions == "measured":
+        return fixed_form(item, device)
+    if speed.convolutions == "matrix":
+        return "plain" + MATRIX
+    return speed.convolutions if speed.convolutions in item.resampling else "plain"
 
 
 def check_speed(speed: SpeedConfig, launch: Launch) -> None:
@@ -237,7 +239,7 @@ def choose_forms(config: "Config", generator: nn.Module, discriminator: nn.Modul
         ("generator", generator, config.batch.generated_per_replica),
         ("discriminator", discriminator, config.batch.real_per_replica),
     ):
-        for item in resamplings(network, config.model.resolution):
+        for item in placed_convolutions(network, config.model.resolution):
             items[f"{name}.{item.name}"] = (item, batch)
     forms: dict[str, str] | None = None
     if launch.is_main:
@@ -257,7 +259,7 @@ def choose_forms(config: "Config", generator: nn.Module, discriminator: nn.Modul
         set_form(items[name][0], form)
 
 
-def fastest_form(item: Resampling, batch: int, launch: Launch, repeats: int = 3) -> str:
+def fastest_form(item: Placed, batch: int, launch: Launch, repeats: int = 3) -> str:
     """The form whose forward and backward pass take the least time, the plain one unless another wins by 3%."""
     seconds = {}
     for form in item.alternatives:

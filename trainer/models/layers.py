@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trainer.models.rewrites import (
     NormalisedWeight,
     UpForm,
-    convolution_and_pool,
+    convolve,
     double_and_convolution,
     expand,
 )
@@ -146,6 +146,8 @@ class SpectralConv2d(SpectralLayer):
         self.halve = halve
         self.form: Literal["plain", "merged"] = "plain"
         """With `halve`: convolution, then mean; or both as one 4x4 convolution of stride 2 (3x3), or the mean first (1x1)."""
+        self.by_matrix = False
+        """Whether the convolution is a matrix product over gathered patches."""
 
     def kernel(self, normalised: Tensor) -> Tensor:
         if self.halve and self.form == "merged" and normalised.shape[-1] == 3:
@@ -156,13 +158,14 @@ class SpectralConv2d(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.normalised_weight()
-        if not self.halve:
-            return F.conv2d(x, kernel, self.bias, padding=kernel.shape[-1] // 2)
-        if self.form == "plain":
-            return downsample(F.conv2d(x, kernel, self.bias, padding=kernel.shape[-1] // 2))
-        if kernel.shape[-1] == 1:
+        size = kernel.shape[-1]
+        merged = self.halve and self.form == "merged"
+        if merged and size == 1:
             return F.conv2d(downsample(x), kernel, self.bias)
-        return convolution_and_pool(x, kernel, self.bias)
+        if merged:
+            return convolve(x, kernel, self.bias, stride=2, padding=1, by_matrix=self.by_matrix)
+        y = convolve(x, kernel, self.bias, padding=size // 2, by_matrix=self.by_matrix)
+        return downsample(y) if self.halve else y
 
 
 class SpectralLinear(SpectralLayer):
@@ -189,31 +192,38 @@ class SpectralEmbedding(SpectralLayer):
 
 
 class Convolution(nn.Conv2d):
-    """With `double` nearest-neighbour upsampling by 2; then square convolution, stride 1, "same" padding.
+    """With `doubles` nearest-neighbour upsampling by 2; then square convolution, stride 1, "same" padding.
 
-    Glorot-uniform weights, zero bias. x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, 2H, 2W] with `double`.
+    Glorot-uniform weights, zero bias. x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, 2H, 2W] with `doubles`.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, double: bool = False
+        self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, doubles: bool = False
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         assert self.bias is not None
         glorot_uniform(self.weight, gain)
         nn.init.zeros_(self.bias)
-        self.double = double
+        self.doubles = doubles
         self.form: UpForm = "plain"
-        """With `double`, 3x3: how both are computed together; 1x1: any other than "plain" convolves first."""
+        """With `doubles`, 3x3: how both are computed together; 1x1: any other than "plain" convolves first."""
+        self.by_matrix = False
+        """Whether the convolution is a matrix product over gathered patches."""
         self._kept: dict[torch.dtype, Tensor] | None = None  # expanded kernels, while the weight is known to stay
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.double:
-            return super().forward(x)
+        if not self.doubles:
+            return self._convolve(x)
         if self.form == "plain":
-            return super().forward(upsample(x))
+            return self._convolve(upsample(x))
         if self.kernel_size == (1, 1):
-            return upsample(super().forward(x))
-        return double_and_convolution(x, self._kernel(convolution_dtype(x)), self.bias, self.form)
+            return upsample(self._convolve(x))
+        return double_and_convolution(
+            x, self._kernel(convolution_dtype(x)), self.bias, self.form, by_matrix=self.by_matrix
+        )
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return convolve(x, self.weight, self.bias, padding=self.kernel_size[0] // 2, by_matrix=self.by_matrix)
 
     def _kernel(self, dtype: torch.dtype) -> Tensor:
         keep = self._kept is not None and not torch.is_grad_enabled()

@@ -92,10 +92,10 @@ class GeneratorBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, config: ResNetGeneratorConfig, classes: int) -> None:
         super().__init__()
         self.norm1 = _norm(in_channels, classes, config)
-        self.conv1 = Convolution(in_channels, out_channels, 3, SQRT2, double=True)
+        self.conv1 = Convolution(in_channels, out_channels, 3, SQRT2, doubles=True)
         self.norm2 = _norm(out_channels, classes, config)
         self.conv2 = Convolution(out_channels, out_channels, 3, SQRT2)
-        self.shortcut = Convolution(in_channels, out_channels, 1, double=True)
+        self.shortcut = Convolution(in_channels, out_channels, 1, doubles=True)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         # In place: nothing else reads a norm's output, neither forwards nor backwards.

@@ -45,8 +45,13 @@ def _matrix(kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
 def expand(weight: Tensor, kind: Literal["pool", "transposed", "phases"]) -> Tensor:
     """The larger kernel of `weight` [O, I, 3, 3] as one matrix product in the memory order of channels_last.
 
-    Returns [O, I, 4, 4] ("pool"), [I, O, 4, 4] ("transposed", for `conv_transpose2d`) or [4 O, I, 2, 2] ("phases", the
-    phase varying slowest). Work in full precision: a product under autocast would round the kernel twice.
+    Returns
+        "pool": [O, I, 4, 4]; `avg_pool2d(conv2d(x, weight, padding=1), 2)` is a convolution with it, stride 2 and padding
+        1, for even H and W: 16 taps for each output in place of 36.
+        "transposed": [I, O, 4, 4], for `conv_transpose2d`.
+        "phases": [4 O, I, 2, 2], the phase varying slowest.
+
+    Work in full precision: a product under autocast would round the kernel twice.
     """
     o, i = weight.shape[:2]
     taps = weight.permute(0, 2, 3, 1).reshape(o, 9, i)  # a view where the weight is channels_last
@@ -57,15 +62,33 @@ def expand(weight: Tensor, kind: Literal["pool", "transposed", "phases"]) -> Ten
     return large.transpose(0, 1) if kind == "transposed" else large
 
 
-def convolution_and_pool(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-    """`avg_pool2d(conv2d(x, weight, bias, padding=1), 2)` with `kernel = expand(weight, "pool")`; H and W even.
+def convolution_by_matrix(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """`conv2d(x, kernel, bias, stride, padding)` as one matrix product over gathered patches, channels innermost.
 
-    16 taps for each output in place of 36.
+    For small maps with many channels, whose weights cost more than their arithmetic: the kernel is used, and its gradient
+    is made, as it lies in memory, where a convolution reorders both. x [B, I, H, W], kernel [O, I, K, K].
     """
-    return F.conv2d(x, kernel, bias, stride=2, padding=1)
+    size = kernel.shape[-1]
+    patches = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    patches = patches.unfold(1, size, stride).unfold(2, size, stride).permute(0, 1, 2, 4, 5, 3)
+    b, h, w = patches.shape[:3]
+    rows = patches.reshape(b * h * w, -1)
+    y = F.linear(rows, kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1), bias)
+    return y.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
-def double_and_convolution(x: Tensor, kernel: Tensor, bias: Tensor | None, form: UpForm) -> Tensor:
+def convolve(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, *, stride: int = 1, padding: int = 0, by_matrix: bool = False
+) -> Tensor:
+    """`conv2d`, or the same as a matrix product."""
+    if by_matrix:
+        return convolution_by_matrix(x, kernel, bias, stride, padding)
+    return F.conv2d(x, kernel, bias, stride, padding)
+
+
+def double_and_convolution(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, form: UpForm, by_matrix: bool = False
+) -> Tensor:
     """`conv2d(interpolate(x, 2, "nearest"), weight, bias, padding=1)` with `kernel = expand(weight, form)`.
 
     4 taps for each output in place of 9. "phases" computes the four outputs of every input position as channels of a
@@ -73,8 +96,8 @@ def double_and_convolution(x: Tensor, kernel: Tensor, bias: Tensor | None, form:
     """
     if form == "transposed":
         return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
-    grid = F.conv2d(x, kernel, None if bias is None else bias.repeat(4), padding=1)
-    image: Tensor = _Interleave.apply(grid)  # type: ignore[no-untyped-call]
+    grid = convolve(x, kernel, None if bias is None else bias.repeat(4), padding=1, by_matrix=by_matrix)
+    image: Tensor = _Interleave.apply(grid)
     return image
 
 
@@ -86,7 +109,7 @@ class _Interleave(torch.autograd.Function):
     def forward(ctx: Any, grid: Tensor) -> Tensor:
         batch, channels, rows, columns = grid.shape
         h, w, o = rows - 1, columns - 1, channels // 4
-        phases = grid.permute(0, 2, 3, 1).unflatten(3, (2, 2, o))
+        phases = grid.permute(0, 2, 3, 1).reshape(batch, rows, columns, 2, 2, o)
         result = grid.new_empty(batch, h, 2, w, 2, o)
         for a, b in product((0, 1), repeat=2):
             result[:, :, a, :, b] = phases[:, a : a + h, b : b + w, a, b]

@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from trainer.config import load_config
 from trainer.launch import read_launch
 from trainer.models import build_discriminator, build_generator, replica_passes
-from trainer.models.forms import resamplings, set_form
-from trainer.models.layers import BatchNorm2d, Convolution, kept_kernels, normalised_in_groups
-from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
-from trainer.models.rewrites import NormalisedWeight, convolution_and_pool, double_and_convolution, expand
 from trainer.objectives import Latents, RealAndLatents, build_objective
 from trainer.speed import PLAIN, SpeedConfig, apply_speed, draws_inside
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
 LAUNCH = read_launch()
 REWRITES = {
-    "merged pooling": {"pooled_convolutions": "merged"},
-    "transposed": {"upsampled_convolutions": "transposed"},
-    "phases": {"upsampled_convolutions": "phases"},
+    "merged pooling": {"convolutions": "merged"},
+    "transposed": {"convolutions": "transposed"},
+    "phases": {"convolutions": "phases"},
+    "matrix products": {"convolutions": "matrix"},
     "shortcuts": {"low_resolution_shortcuts": True},
     "spectral norm": {"fused_spectral_norm": True},
     "conditional norm": {"fused_conditional_norm": True},
@@ -64,11 +60,8 @@ def step(G, D, objective, draws):
         for replica, batch in enumerate(draws):
             start_replica(replica)
             torch.manual_seed(replica)
-            images = G(batch.latents, batch.labels)
-            out[f"images {replica}"] = images.detach()
-            total = (
-                total + objective.generator_loss(lambda z, y: images, D, Latents(batch.latents, batch.labels))["loss"]
-            )
+            out[f"images {replica}"] = G(batch.latents, batch.labels).detach()
+            total = total + objective.generator_loss(G, D, Latents(batch.latents, batch.labels))["loss"]
     total.backward()
     D.requires_grad_(True)
     out |= {f"G gradient {name}": p.grad for name, p in G.named_parameters()}

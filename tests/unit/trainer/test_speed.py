@@ -1,0 +1,261 @@
+"""The settings of speed in whole iterations: nothing but rounding changes, whatever is switched, and when."""
+
+import json
+from dataclasses import replace
+from itertools import cycle
+
+import pytest
+import torch
+
+from trainer import speed as speed_module
+from trainer.errors import SettingError
+from trainer.iteration import run_iteration
+from trainer.launch import read_launch
+from trainer.models import ModelConfig, build_discriminator, build_generator, layers
+from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.forms import placed_convolutions
+from trainer.models.layers import Convolution
+from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
+from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
+from trainer.player import AdamConfig, Player
+from trainer.speed import PLAIN, SpeedConfig, apply_speed, can_group, choose_forms, draws_inside
+
+LAUNCH = read_launch()
+MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=4)
+REPLICAS, STEPS, BATCH = 2, 3, 3
+SWITCHES = {
+    "low_resolution_shortcuts": True,
+    "fused_spectral_norm": True,
+    "fused_conditional_norm": True,
+    "grouped_generation": True,
+    "kept_kernels": True,
+    "channels_last": True,
+    "fused_adam": True,
+}
+
+
+def players(speed):
+    torch.manual_seed(0)
+    G = build_generator(ResNetGeneratorConfig(channels=4), MODEL).double()
+    D = build_discriminator(ResNetDiscriminatorConfig(channels=4), MODEL).double()
+    apply_speed(speed, G, D, 32, LAUNCH)
+    # Without a learning rate's amplification: Adam divides a gradient that is truly 0 by itself.
+    config = AdamConfig(learning_rate=1e-3, epsilon=1e-2)
+    return [Player(n, m, config, LAUNCH, speed=speed) for n, m in (("generator", G), ("discriminator", D))]
+
+
+def draws(iteration, step, replica):
+    random = torch.Generator().manual_seed(1000 * iteration + 10 * step + replica)
+    z = torch.randn(BATCH, 4, generator=random, dtype=torch.float64)
+    y = torch.randint(3, (BATCH,), generator=random)
+    real = torch.randn(BATCH, 1, 32, 32, generator=random, dtype=torch.float64)
+    return RealAndLatents(real, y.flip(0), z, y)
+
+
+def iterate(pair, iteration, speed, objective=None):
+    first = [draws(iteration, 0, r) for r in range(REPLICAS)]
+    return run_iteration(
+        *pair,
+        objective or build_objective(AdversarialConfig()),
+        [Latents(batch.latents, batch.labels) for batch in first],
+        ([draws(iteration, step, r) for r in range(REPLICAS)] for step in range(1, STEPS + 1)),
+        launch=LAUNCH,
+        replicas=REPLICAS,
+        rate_factor=1.0,
+        seed_layers=lambda step, replica: None,
+        speed=speed,
+    )
+
+
+def train(*speeds):
+    """Iterations, each under its own settings: between two that differ the state goes over as through a checkpoint."""
+    pair, before = None, None
+    for iteration, speed in enumerate(speeds):
+        if speed != before:
+            states = [player.state() for player in pair] if pair else None
+            pair, before = players(speed), speed
+            for player, state in zip(pair, states or [], strict=False):
+                player.load(state)
+        scalars = iterate(pair, iteration, speed)
+    return pair[0].state() | pair[1].state(), scalars
+
+
+def differ(found, plain):
+    """The largest difference in units of each tensor's largest number (of all tensors' for tiny ones)."""
+    assert found.keys() == plain.keys()
+    return max(
+        float((found[name] - value).abs().max() / value.abs().max().clamp(min=1e-3))
+        for name, value in plain.items()
+        if value.numel() and value.is_floating_point()
+    )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return train(PLAIN, PLAIN, PLAIN)
+
+
+@pytest.mark.parametrize("name", [*SWITCHES, "all"])
+def test_a_switch_changes_nothing_but_rounding(name, reference):
+    fast = SpeedConfig() if name == "all" else replace(PLAIN, **{name: True})
+    if name == "kept_kernels":
+        fast = replace(fast, convolutions="phases")
+    state, scalars = train(fast, fast, fast)
+    assert differ(state, reference[0]) < 1e-10
+    assert differ(scalars, reference[1]) < 1e-10
+
+
+def test_settings_may_be_switched_in_the_middle_of_a_run(reference):
+    state, _ = train(PLAIN, SpeedConfig(), PLAIN)
+    assert differ(state, reference[0]) < 1e-10
+    state, _ = train(SpeedConfig(), PLAIN, replace(SpeedConfig(), convolutions="matrix", grouped_generation=False))
+    assert differ(state, reference[0]) < 1e-10
+
+
+def test_the_images_of_all_steps_come_from_one_pass(monkeypatch):
+    calls = []
+    forward = Convolution.forward
+    monkeypatch.setattr(Convolution, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
+    per_pass = len([m for m in players(PLAIN)[0].module.modules() if isinstance(m, Convolution)])
+    iterate(players(PLAIN), 0, PLAIN)
+    assert calls == [BATCH] * per_pass * REPLICAS * (1 + STEPS)
+    calls.clear()
+    fast = replace(PLAIN, grouped_generation=True)
+    iterate(players(fast), 0, fast)
+    assert sorted(calls) == sorted([BATCH] * per_pass * REPLICAS + [BATCH * STEPS] * per_pass * REPLICAS)
+
+
+def test_an_objective_with_latents_of_its_own_gets_images_of_them():
+    made = []
+
+    class Own:
+        inner = build_objective(AdversarialConfig())
+
+        def discriminator_loss(self, G, D, batch):
+            with torch.no_grad():
+                made.append((G(batch.latents + 1, batch.labels), G(batch.latents, batch.labels)))
+            return self.inner.discriminator_loss(G, D, batch)
+
+        def generator_loss(self, G, D, batch):
+            return self.inner.generator_loss(G, D, batch)
+
+    results = []
+    for grouped in (True, False):
+        fast = replace(PLAIN, grouped_generation=grouped)
+        iterate(players(fast), 0, fast, Own())
+        results.append(made[:])
+        made.clear()
+    for one, other in zip(*results, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_kernels_are_kept_while_the_generator_is_constant_and_no_longer(monkeypatch):
+    calls = []
+    original = layers.expand
+    monkeypatch.setattr(layers, "expand", lambda w, kind: calls.append(kind) or original(w, kind))
+    kept = replace(PLAIN, convolutions="phases", kept_kernels=True)
+    pair = players(kept)
+    layers_expanded = sum(1 for item in placed_convolutions(pair[0].module, 32) if "phases" in item.resampling)
+    iterate(pair, 0, kept)
+    # Once for each replica's generator step, and once for all discriminator steps.
+    assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
+    calls.clear()
+    iterate(pair, 1, kept)  # the generator has moved: made again
+    assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
+
+
+def test_generators_that_draw_or_have_other_states_are_not_grouped():
+    dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
+    assert can_group(build_generator(ResNetGeneratorConfig(channels=2), MODEL))
+    G = build_generator(DCGANGeneratorConfig(), dcgan)
+    assert can_group(G)
+    for layer in (torch.nn.Dropout(0.5), torch.nn.BatchNorm2d(3)):
+        G.extra = layer
+        assert not can_group(G)
+
+
+def test_what_draws_in_the_order_of_memory_keeps_its_layout():
+    dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
+    G, D = build_generator(DCGANGeneratorConfig(), dcgan), build_discriminator(DCGANDiscriminatorConfig(), dcgan)
+    assert draws_inside(D)
+    apply_speed(SpeedConfig(), G, D, 32, LAUNCH)
+    with pytest.raises(SettingError, match=r"^speed\.channels_last: "):
+        apply_speed(PLAIN, G, D, 32, LAUNCH)
+
+
+class Setting:
+    """What `choose_forms` looks at of a configuration."""
+
+    def __init__(self, folder, autotune=True):
+        self.speed = SpeedConfig(autotune=autotune)
+        self.model = MODEL
+        self.batch = type("Batch", (), {"real_per_replica": 2, "generated_per_replica": 2})
+        self.run = type("Run", (), {"dir": str(folder)})
+
+
+def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
+    pair = [player.module for player in players(SpeedConfig())]
+    items = [item for network in pair for item in placed_convolutions(network, 32)]
+    answers = cycle(["plain", "plain by matrix"])
+    asked = []
+    monkeypatch.setattr(speed_module, "fastest_form", lambda item, *_: asked.append(item.name) or next(answers))
+    choose_forms(Setting(tmp_path), *pair, LAUNCH)
+    chosen = [(item.layer.form, item.layer.by_matrix) for item in items]
+    assert len(asked) == len(items)
+    assert {by_matrix for _, by_matrix in chosen} == {True, False}
+    again = [player.module for player in players(SpeedConfig())]
+    choose_forms(Setting(tmp_path), *again, LAUNCH)
+    assert len(asked) == len(items), "timed a second time"
+    assert [
+        (item.layer.form, item.layer.by_matrix) for network in again for item in placed_convolutions(network, 32)
+    ] == chosen
+    choose_forms(
+        Setting(tmp_path), *again, replace(LAUNCH, precision="bf16")
+    )  # other timings are needed, and kept beside
+    assert len(asked) == 2 * len(items)
+    assert len(json.loads((tmp_path / "speed.json").read_text())) == 2
+
+
+def test_without_autotune_nothing_is_timed_or_written(tmp_path):
+    choose_forms(Setting(tmp_path, autotune=False), *[player.module for player in players(PLAIN)], LAUNCH)
+    assert not list(tmp_path.iterdir())
+
+
+def test_timing_finds_a_form(monkeypatch):
+    """A clock in which the second form is the fastest."""
+    ticks = iter(range(10_000))
+    item = placed_convolutions(players(PLAIN)[0].module.float(), 32)[0]
+    forms = []
+    original = speed_module.set_form
+    monkeypatch.setattr(speed_module, "set_form", lambda i, form: forms.append(form) or original(i, form))
+    monkeypatch.setattr(
+        speed_module, "_now", lambda launch: next(ticks) * (0.5 if forms[-1] == item.alternatives[1] else 1.0)
+    )
+    assert speed_module.fastest_form(item, 2, LAUNCH) == item.alternatives[1]
+    assert item.layer.form == "plain", "the layer itself was touched"
+
+
+def test_refusals():
+    for settings, launch, message in [
+        ({"compile": "blocks"}, LAUNCH, r"^speed\.compile: "),
+        ({"bf16_gradients": True}, replace(LAUNCH, strategy="zero2"), r"^speed\.bf16_gradients: "),
+    ]:
+        with pytest.raises(SettingError, match=message):
+            speed_module.check_speed(SpeedConfig(**settings), launch)
+    gpu = replace(LAUNCH, device=torch.device("cuda"), strategy="ddp")
+    with pytest.raises(SettingError, match=r"^speed\.compile: is 'graphs'"):
+        speed_module.check_speed(SpeedConfig(compile="graphs"), gpu)
+    speed_module.check_speed(SpeedConfig(compile="blocks"), gpu)
+
+
+def test_nothing_in_an_iteration_waits_for_the_device(monkeypatch):
+    """Every `.item()`, `.tolist()` or comparison of a tensor would stall a GPU: numbers are fetched by the reporter."""
+    asked = []
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *a, name=name, **k: asked.append(name), raising=True)
+    for settings in (PLAIN, replace(SpeedConfig(), fused_adam=True)):
+        pair = players(replace(settings, fused_adam=True))
+        asked.clear()
+        iterate(pair, 0, settings)
+        assert not asked
