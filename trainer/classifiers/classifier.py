@@ -106,18 +106,18 @@ class Classifier(nn.Module):
         return features.float(), logits.float()
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] -> [B, C', S, S] as the network wants them, fp32, differentiable."""
+        """Images [B, C, H, W] in [-1, 1] -> [B, C', S, S] as the network wants them; differentiable; fp32, or float64 if given so."""
         if images.shape[1] not in (1, self.image_channels):
             raise ValueError(
                 f"{self.description} takes images of {self.image_channels} channels, not {images.shape[1]}"
             )
         with torch.autocast(images.device.type, enabled=False):
-            resized = images.float()
+            resized = images if images.dtype == torch.float64 else images.float()
             # Two small matrix products: unlike the built-in's, their gradient is deterministic on a GPU.
             if images.shape[-2] != self.input_size:
-                resized = self._resizer(images.shape[-2], images.device) @ resized
+                resized = self._resizer(images.shape[-2], images.device).to(resized.dtype) @ resized
             if images.shape[-1] != self.input_size:
-                resized = resized @ self._resizer(images.shape[-1], images.device).T
+                resized = resized @ self._resizer(images.shape[-1], images.device).T.to(resized.dtype)
             if images.shape[1] != self.image_channels:
                 resized = resized.expand(-1, self.image_channels, -1, -1)
             return ((resized - self._mean) / self._deviation).contiguous(memory_format=torch.channels_last)

@@ -65,21 +65,23 @@ def test_a_cat_is_a_cat(lite: Classifier) -> None:
 
 
 def test_the_gradient_is_the_difference_quotient(lite: Classifier) -> None:
-    """Along a random direction and along the gradient itself, through resizing, normalisation and network."""
+    """Along random directions and along the gradient itself, through resizing, normalisation and network, in float64."""
     network = build_classifier(EfficientNetLite0Config()).double()
-    images = photograph("chelsea").requires_grad_(True)
+    images = photograph("chelsea").double().requires_grad_(True)
     target = torch.tensor([285])
 
-    def loss(at: Tensor) -> Tensor:  # float64 from the preprocessed image on, so that differences mean something
-        return F.cross_entropy(network.network(network.preprocess(at).double())[1], target)
+    def loss(at: Tensor) -> Tensor:
+        return F.cross_entropy(network.network(network.preprocess(at))[1], target)
 
     (gradient,) = torch.autograd.grad(loss(images), images)
     assert gradient.shape == (1, 3, 128, 128)
-    for direction in (torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0)), gradient):
+    source = torch.Generator().manual_seed(0)
+    for direction in (*(torch.randn(gradient.shape, generator=source) for _ in range(2)), gradient):
         unit = direction / direction.norm()
+        step = 1e-6
         with torch.no_grad():
-            quotient = (loss(images + 2e-2 * unit) - loss(images - 2e-2 * unit)) / 4e-2
-        assert float((gradient * unit).sum()) == pytest.approx(float(quotient), rel=0.03, abs=1e-4)
+            quotient = (loss(images + step * unit) - loss(images - step * unit)) / (2 * step)
+        assert float((gradient * unit).sum()) == pytest.approx(float(quotient), rel=1e-4, abs=1e-6)
     assert float(gradient.norm()) > 1e-3
 
 
@@ -248,3 +250,29 @@ def test_command_line_form() -> None:
     for text in ("timm:resnet50", "torchvision:", ""):
         with pytest.raises(SettingError, match=r"^--classifier: "):
             parse_classifier(text)
+
+
+@pytest.mark.slow
+def test_proof_photographs_through_the_trainers_preprocessing(
+    lite: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a person sees is what it says, at 128 px; the gradient reaches every pixel; no bit of it changes."""
+    before = {name: tensor.clone() for name, tensor in lite.state_dict().items()}
+    seen, right = {}, True
+    for name, ids in PHOTOGRAPHS.items():
+        images = photograph(name).requires_grad_(True)
+        logits = lite(images)
+        F.cross_entropy(logits, logits.argmax(1)).backward()
+        assert images.grad is not None
+        probability, label = (float(found) for found in logits.softmax(1)[0].max(0))
+        assert lite.class_ids is not None
+        right &= lite.class_ids[int(label)] in ids and bool((images.grad != 0).all(1).float().mean() > 0.99)
+        seen[name] = f"{lite.class_names[int(label)].partition(',')[0].replace(' ', '_')}({probability:.2f})"
+    same = all(torch.equal(before[name], tensor) for name, tensor in lite.state_dict().items())
+    with capsys.disabled():
+        figures = " ".join(f"{name}={found}" for name, found in seen.items())
+        print(
+            f"\nPROOF finetune-photographs: {'PASS' if right and same else 'FAIL'} {figures} weights_unchanged={same}"
+        )
+    assert right
+    assert same
