@@ -106,7 +106,7 @@ class Classifier(nn.Module):
         return features.float(), logits.float()
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] -> [B, C', S, S] as the network wants them; differentiable; fp32, or float64 if given so."""
+        """Images [B, C, H, W] in [-1, 1] -> [B, C', S, S] for the network; differentiable; fp32, or float64 if so given."""
         if images.shape[1] not in (1, self.image_channels):
             raise ValueError(
                 f"{self.description} takes images of {self.image_channels} channels, not {images.shape[1]}"
