@@ -52,11 +52,18 @@ class Moments:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """torch-fidelity's arithmetic (the TTUR repository's, with eigenvalues for the root's trace)."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+    """The number that torch-fidelity and torchmetrics give, with a trace of the root that takes a fraction of their time.
 
-    statistics = [{"mu": g.mean, "sigma": g.covariance} for g in (first, second)]
-    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
+    Tr (S_1 S_2)^(1/2) is the sum of the roots of the eigenvalues of R S_2 R with R = S_1^(1/2): two symmetric problems
+    instead of the general one that S_1 S_2 is.
+    """
+    one, two = torch.from_numpy(first.covariance), torch.from_numpy(second.covariance)
+    values, vectors = torch.linalg.eigh((one + one.T) / 2)
+    root = (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+    product = root @ two @ root
+    trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0.0).sqrt().sum()
+    difference = torch.from_numpy(first.mean - second.mean)
+    return float(difference @ difference + one.trace() + two.trace() - 2 * trace)
 
 
 def frechet_distance_to_few(generated: Gaussian, real: Tensor) -> float:

@@ -79,7 +79,7 @@ def test_frechet_distance_as_both_libraries_in_any_pieces() -> None:
     assert ours == pytest.approx(float(judge.compute()), rel=1e-6)
     whole = moments_of(fake, 400)
     assert np.allclose(whole.covariance, np.cov(fake.double().numpy(), rowvar=False), rtol=1e-10)
-    assert frechet_distance(moments_of(real), moments_of(real)) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(moments_of(real), moments_of(real)) == pytest.approx(0.0, abs=1e-7)
 
 
 @pytest.mark.parametrize("count", [5, 20, 24])
@@ -90,7 +90,7 @@ def test_distance_to_few_real_images_is_the_same_number(count: int) -> None:
     assert class_distance(fake, real) == frechet_distance_to_few(fake, real)
     assert math.isnan(class_distance(fake, real[:1]))
     many = features(50, 24, 3)
-    assert class_distance(fake, many) == pytest.approx(frechet_distance(fake, moments_of(many)), rel=1e-9)
+    assert class_distance(fake, many) == pytest.approx(frechet_distance(fake, moments_of(many)), rel=1e-6)
 
 
 def test_inception_score_of_constructed_predictions() -> None:
