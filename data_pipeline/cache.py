@@ -39,6 +39,7 @@ Writer = Callable[[bytes, int], object]
 _BLOCK = 1 << 20
 _WRONG_BODIES = 3
 _DISK_MARGIN = 16 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_PAUSE = 0.05
 
 
@@ -141,7 +142,7 @@ class Cache:
             self._make_folder()
             try:
                 with FileLock(self._path(sha256, "lock"), timeout=deadline + 10):
-                    if (view := self.open(sha256, size)) is None and not self._check(sha256, size):
+                    if (view := self.open(sha256, size)) is None and not self._check(sha256, size, what, room):
                         self._fetch(sha256, size, what, fetch, room)
             except Timeout:
                 raise DataError(
@@ -150,11 +151,29 @@ class Cache:
                 ) from None
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                raise self._unusable(error) from None
             if view is not None:
                 return view
         raise DataError(f"data.cache_dir: {self.folder} is emptied by somebody all the time; choose another")
 
-    def _check(self, sha256: str, size: int) -> bool:
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(
+            f"data.cache_dir: {self.folder} cannot be written ({error.strerror}); mend it or choose another"
+        )
+
+    def _mark(self, sha256: str, fd: int, what: str, room: _Room) -> None:
+        """Write down that the file was verified; `fd` is locked, so that making room for that does not take it."""
+        while True:
+            try:
+                self._path(sha256, "ok").write_text(_identity(fd))
+                return
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                self._make_room(room, what, os.fstat(fd).st_blksize)
+
+    def _check(self, sha256: str, size: int, what: str, room: _Room) -> bool:
         """Verify a file that an earlier boot or a crashed process left; remove it if it is not right. Under the
         shard's lock."""
         path = self._path(sha256, "tar")
@@ -163,8 +182,9 @@ class Cache:
         except FileNotFoundError:
             return False
         try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
             if os.fstat(fd).st_size == size and _sha256(fd) == sha256:
-                self._path(sha256, "ok").write_text(_identity(fd))
+                self._mark(sha256, fd, what, room)
                 self.counters.add("cache_rechecked")
                 return True
         finally:
@@ -190,7 +210,7 @@ class Cache:
                 if found == sha256 and os.fstat(fd).st_size == size:
                     os.utime(part)
                     part.replace(self._path(sha256, "tar"))
-                    self._path(sha256, "ok").write_text(_identity(fd))
+                    self._mark(sha256, fd, what, room)
                     self.counters.add("fetched_shards")
                     return
             finally:
@@ -213,8 +233,8 @@ class Cache:
                 try:
                     written = os.pwrite(fd, view, offset)
                 except OSError as error:
-                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                        raise DataError(f"data.cache_dir: {self.folder} cannot be written ({error.strerror})") from None
+                    if error.errno not in _FULL:
+                        raise self._unusable(error) from None
                     self._make_room(room, what, len(view))
                     continue
                 view, offset = view[written:], offset + written

@@ -5,6 +5,7 @@ after another), cut into shards, and every shard is written on its own, by any n
 on the input and the options alone. Finished shards are kept, so an interrupted run goes on where it was.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -56,20 +57,27 @@ def _write(
 ) -> ShardResult:
     """One unit of work: a shard, its index and the record that it is finished, in this order."""
     near = output.local
-    if near is not None:
-        near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=near) as temporary:
-        try:
+    with _writing(f"{output}/{name}"):
+        if near is not None:
+            near.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=near) as temporary:
             result = write_shard(source, items, options, name, Path(temporary))
             output.put(Path(temporary, result.index), result.index)
             output.put(Path(temporary, name), name)
             output.write(f"{_PROGRESS}/{name}.json", result.to_bytes())
-        except OSError as error:
-            raise DataError(
-                f"OUTPUT: {output}/{name} cannot be written ({error.strerror or error}); make room or correct "
-                "the path, and run again"
-            ) from None
     return result
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turns an error of the disk (full, read-only, no permission) into DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"OUTPUT: {path} cannot be written ({error.strerror or error}); make room or correct the path, "
+            "and run again"
+        ) from None
 
 
 def _finished(output: Folder, plan: Plan) -> dict[int, ShardResult]:
@@ -195,7 +203,8 @@ def make_shards(
     results = _finished(output, plan)
     if results:
         print(f"{len(results)} of {len(plan.shards)} shards are finished already", file=sys.stderr)
-    output.write(f"{_PROGRESS}/plan", plan.digest.encode())
+    with _writing(f"{output}/{_PROGRESS}"):
+        output.write(f"{_PROGRESS}/plan", plan.digest.encode())
     allowed = max_unreadable * len(kept.items)
     first, step = (part[0] - 1, part[1]) if part else (0, 1)
     todo = [shard for shard in range(first, len(plan.shards), step) if shard not in results]
@@ -215,7 +224,8 @@ def make_shards(
     manifest = _manifest(
         plan, [results[k] for k in range(len(plan.shards))], options, len(listing.items) - len(kept.items)
     )
-    output.write(FILE_NAME, manifest.to_bytes())
+    with _writing(f"{output}/{FILE_NAME}"):
+        output.write(FILE_NAME, manifest.to_bytes())
     output.remove(_PROGRESS)
     _sweep(output)
     return manifest

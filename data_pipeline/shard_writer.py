@@ -5,15 +5,17 @@ import hashlib
 import io
 import json
 import os
+import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from zlib_ng.zlib_ng import crc32
 
-from data_pipeline import index, tar_scan
+from data_pipeline import index
 from data_pipeline.errors import DataError
 from data_pipeline.images import ImageOptions, TooSmall, encode, prepare
 from data_pipeline.sources.base import Item, Source
@@ -76,6 +78,7 @@ def write_shard(
 
     path = folder / name
     result = ShardResult(name=name, index=name.removesuffix(".tar") + ".idx")
+    rows: list[tuple[int, int, int, int]] = []
     extension = "jpg" if options.encoding == "jpeg" else "png"
     with path.open("w+b") as file:
         hashing = _Hashing(file)
@@ -93,14 +96,15 @@ def write_shard(
                     continue
                 writer.write({"__key__": f"{ordinal:08d}", extension: sample, "cls": str(item.label).encode()})
                 writer.tarstream.members = []  # else every header stays in memory
+                # The image is the sample's last file, and ends with its padding.
+                begin = writer.tarstream.offset + len(sample) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+                rows.append((begin, len(sample), item.label, crc32(sample)))
                 result.labels[item.label] = result.labels.get(item.label, 0) + 1
         file.flush()
         os.fsync(file.fileno())
-        file.seek(0)
-        records = tar_scan.build_index(cast(IO[bytes], file), name)
         result.size = path.stat().st_size
-    packed = index.to_bytes(np.asarray(records))
+    packed = index.to_bytes(np.array(rows, dtype=index.RECORD))
     (folder / result.index).write_bytes(packed)
-    result.samples, result.sha256 = len(records), hashing.sha256.hexdigest()
+    result.samples, result.sha256 = len(rows), hashing.sha256.hexdigest()
     result.index_sha256 = hashlib.sha256(packed).hexdigest()
     return result

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 BATCH, SIDE, WINDOW = 64, 128, 1000
+FULL = 2048  # photographs of 500x375 for make_shards
 
 
 def roofline(folder: Path) -> Iterator[Any]:
@@ -273,10 +274,12 @@ def photographs(folder: Path, count: int, classes: int = 16) -> None:
             tars[k * 8 // count].addfile(member, io.BytesIO(content))
     for tar in tars:
         tar.close()
-    for k in range(400):
+    for k in range(FULL):
         source = sources[k % len(sources)]
-        box = (0, 0, *(int(extent * random.uniform(0.7, 1.0)) for extent in source.size))
-        image = source.resize((500, 375), Image.Resampling.LANCZOS, box=box)
+        extents = [int(extent * random.uniform(0.6, 0.9)) for extent in source.size]
+        left, top = (int(random.integers(0, whole - part)) for whole, part in zip(source.size, extents, strict=True))
+        box = (left, top, left + extents[0], top + extents[1])
+        image = source.resize((500, 375), Image.Resampling.BICUBIC, box=box)
         target = folder / "full" / str(k % 4)
         target.mkdir(parents=True, exist_ok=True)
         data = simplejpeg.encode_jpeg(np.asarray(image), 95, "RGB", "444" if k % 2 else "420")
@@ -320,7 +323,7 @@ def shards_ours(folder: Path, output: Path) -> int:
     from data_pipeline import make_shards
 
     assert make_shards.main(["folder", str(folder / "full"), str(output / "ours"), "--jobs", "1"]) == 0
-    return 400
+    return FULL
 
 
 MAKERS = {function.__name__: function for function in (shards_plain, shards_limit, shards_ours)}
@@ -347,9 +350,13 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     tree = psutil.Process()
     if name in MAKERS:
-        import webdataset  # noqa: F401  (its import is not what is measured)
-        from PIL import Image  # noqa: F401
+        import webdataset  # noqa: F401  (imports are not what is measured)
+        from PIL import Image
 
+        Image.init()
+        if name == "shards_ours":
+            from data_pipeline import arguments, make_shards, shard_writer  # noqa: F401
+            from data_pipeline.sources import folder as _
         before, began = _cpu(tree)[0], time.perf_counter()
         images = MAKERS[name](folder, Path(sys.argv[3]))
         print(json.dumps({"images": images, "cpu": _cpu(tree)[0] - before, "wall": time.perf_counter() - began}))
@@ -376,7 +383,9 @@ def main() -> None:
         ),
         flush=True,
     )
-    os._exit(0)  # peers' workers may hang at exit
+    # Torch's workers that have a batch left to deliver never end by themselves: each holds the reading end of its own
+    # full pipe. The benchmark ends the whole group.
+    os._exit(0)
 
 
 if __name__ == "__main__":

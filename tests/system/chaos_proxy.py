@@ -1,15 +1,24 @@
 """An HTTP proxy on a free loopback port that injects faults into the answers of the S3 server behind it."""
 
+import contextlib
 import http.client
 import http.server
 import random
 import socket
 import struct
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import pytest
+
+sys.path.append(str(Path(__file__).parent))
+from crash_s3 import S3Server
 
 ERRORS = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 
@@ -85,6 +94,20 @@ class ChaosProxy:
     def wait(self) -> None:
         """Hang until the proxy ends."""
         self._released.wait()
+
+
+@contextlib.contextmanager
+def s3_behind_proxy(folder: Path, seed: int = 0) -> Iterator[ChaosProxy]:
+    """The way to a real S3 server (its data in `folder`); meanwhile this process's environment points at it."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        S3Server(folder) as server,
+        ChaosProxy(server.ports[0], seed) as proxy,
+    ):
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+        yield proxy
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault
-from crash_s3 import S3Server
+from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 from data_pipeline import make_shards
 from data_pipeline.manifest import Manifest, load_manifest
@@ -44,12 +43,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosProxy]:
         (folder / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
     with (
         pytest.MonkeyPatch.context() as patch,
-        S3Server(tmp_path_factory.mktemp("s3")) as server,
-        ChaosProxy(server.ports[0], seed=4) as proxy,
+        s3_behind_proxy(tmp_path_factory.mktemp("s3"), seed=4) as proxy,
     ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
         patch.setenv("PYTHONPATH", str(HERE.parents[1]))
         assert make_shards.main(["idx", str(folder), URL, "--samples-per-shard", "25", "--jobs", "1"]) == 0
         proxy.clear()

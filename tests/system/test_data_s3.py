@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault
-from crash_s3 import S3Server
+from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 from data_pipeline import cache, inspection, make_shards, store
 from data_pipeline.errors import DataError
@@ -29,15 +28,7 @@ SAMPLES, BATCH = 600, 20
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosProxy]:
-    """The way to a real server; this process's environment points at it."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        S3Server(tmp_path_factory.mktemp("s3")) as server,
-        ChaosProxy(server.ports[0]) as proxy,
-    ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    with s3_behind_proxy(tmp_path_factory.mktemp("s3")) as proxy:
         yield proxy
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault
-from crash_s3 import S3Server
+from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 pytestmark = [pytest.mark.xdist_group("data-training"), pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -42,14 +41,7 @@ STAYING: dict[str, tuple[list[Fault], str]] = {
 def proxy(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Iterator[ChaosProxy]:
     import s3fs
 
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        S3Server(tmp_path_factory.mktemp("s3")) as server,
-        ChaosProxy(server.ports[0]) as proxy,
-    ):
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{proxy.port}")
+    with s3_behind_proxy(tmp_path_factory.mktemp("s3")) as proxy:
         s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().put(str(tiny_shards), "runs/tiny", recursive=True)
         yield proxy

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import fashion_mnist, make_shards
+from data_pipeline import fashion_mnist, index, make_shards, tar_scan
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import load_manifest
 
@@ -32,6 +32,10 @@ def test_same_bytes_for_any_jobs_and_again(
         assert run("idx", idx_folder, tmp_path / f"jobs{jobs}", *common, "--jobs", jobs) == 0
     assert digests(tmp_path / "jobs1") == digests(tmp_path / "jobs2")
     assert len(digests(tmp_path / "jobs1")) == 15
+    for path in (tmp_path / "jobs1").glob("*.tar"):  # the index that was made while writing is what is found in the tar
+        with path.open("rb") as file:
+            scanned = tar_scan.build_index(file, path.name)
+        assert index.to_bytes(scanned) == path.with_suffix(".idx").read_bytes()
     capsys.readouterr()
     assert run("idx", idx_folder, tmp_path / "jobs1", *common) == 0
     assert "is complete already" in capsys.readouterr().err
