@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-data
+.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-evaluation bench-data
 
 PYTHON ?= python3
 VENV := .venv
@@ -44,6 +44,9 @@ proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=wo
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
 	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python tests/benchmarks/bench_saving.py
+
+bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
+	python tests/benchmarks/bench_evaluation.py
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second
 	python tests/benchmarks/bench_data.py
