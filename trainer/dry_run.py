@@ -56,7 +56,7 @@ def _batch(config: Config, launch: Launch) -> list[str]:
 def _memory(config: Config, launch: Launch, generator: nn.Module, discriminator: nn.Module) -> list[str]:
     held = len(launch.held_replicas(config.batch.replicas))
     weights = _parameters(generator) + _parameters(discriminator)
-    state = 16 * weights / MIB  # fp32 weights, gradients and Adam's two moments
+    state = state_bytes(weights, launch.strategy, launch.world_size) / MIB
     width = 2 if launch.precision == "bf16" else 4
     model, generated = config.model, config.batch.generated_per_replica
     latents = (model.latent_dim,)
@@ -65,9 +65,19 @@ def _memory(config: Config, launch: Launch, generator: nn.Module, discriminator:
     discriminator_step = _activations(discriminator, 2 * config.batch.real_per_replica, images)
     step = max(generator_step, discriminator_step) * held * width / MIB
     return [
-        f"weights, gradients and Adam's moments: {state:,.0f} MiB",
+        f"weights, gradients and Adam's moments ({launch.strategy}, {launch.world_size} processes): {state:,.0f} MiB",
         f"activations kept for the backward pass: {step:,.0f} MiB ({held} replicas at once; the sum of all layers' outputs)",
     ]
+
+
+def state_bytes(parameters: int, strategy: str, world_size: int) -> float:
+    """Bytes of fp32 weights, gradients and Adam's two moments in each process, without buckets.
+
+    DDP keeps 4 + 4 + 8 bytes per parameter. ZeRO divides the moments, and a copy of the weights that the optimizer works on, by
+    the number of processes; ZeRO-2 the gradients as well.
+    """
+    whole, divided = {"zero1": (8, 12), "zero2": (4, 16)}.get(strategy, (16, 0))
+    return parameters * (whole + divided / world_size)
 
 
 def _activations(module: nn.Module, batch: int, shape: tuple[int, ...]) -> int:

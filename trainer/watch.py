@@ -16,7 +16,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch.distributed as dist
@@ -54,6 +54,7 @@ class Watch:
     def __enter__(self) -> Self:
         if self.launch.world_size > 1:
             self._launcher = os.getppid()
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
             self._store = self._connect()
             self._store.set(self._key("who", self.launch.rank), json.dumps(_identity()))
             self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
@@ -65,6 +66,8 @@ class Watch:
     ) -> None:
         if self._thread is None:
             return
+        if error is None:
+            signal.signal(signal.SIGTERM, self._before)
         if isinstance(error, RuntimeError) and _is_broken_collective(error):
             # What broke it is more telling than gloo's or NCCL's words. It is told within seconds, or not at all.
             self._collective_failed.set()
@@ -78,6 +81,13 @@ class Watch:
             if not ordinary and not isinstance(error, LostProcess):
                 self._announce(f"process {self._name(self.launch.rank)} failed: {error}")
             self._store.set(self._key("beat", self.launch.rank), LEFT)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM where the loop does not take it. A launcher sends it as soon as one of its processes has died, and it
+        must not cut off this one's sentence about that; without a failure it ends the process as ever."""
+        if sys.exc_info()[1] is None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _connect(self) -> Any:
         """An own connection: the process group's is busy while a collective is set up."""

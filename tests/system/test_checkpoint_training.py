@@ -166,18 +166,16 @@ def test_proof_stops_cleanly(make: Make, row: Stop, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_proof_usr1_kills_a_launcher_but_not_the_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """Why nobody may send SIGUSR1 to `accelerate launch`: it dies of it, and leaves the training to itself."""
-    training = make("ddp", "local", "run", 5000)
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGKILL"])
+def test_proof_a_lost_launcher_stops_its_training(make: Make, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`accelerate launch` dies of SIGUSR1; its processes then stop in good order, and nobody trains on unseen."""
+    training, number = make("ddp", "local", "run", 5000), signal.Signals[name]
     with training.start() as life:
         assert life.wait_for(lambda life: len(life.iterations()) >= 3), life.output[-3000:]
         ranks = life.ranks()
         try:
-            os.kill(life.process.pid, signal.SIGUSR1)
-            assert life.process.wait(60) == -signal.SIGUSR1
-            before = len(life.iterations())
-            assert life.wait_for(lambda life: len(life.iterations()) > before + 3)  # orphans that go on
-            training.put("STOP")  # what still reaches them
+            os.kill(life.process.pid, number)
+            assert life.process.wait(60) == -number
             assert not life.wait_for(lambda life: False)  # until their output ends
         finally:
             for pid in ranks:
@@ -185,8 +183,11 @@ def test_proof_usr1_kills_a_launcher_but_not_the_training(make: Make, capsys: py
                     os.kill(pid, signal.SIGKILL)
     marker = training.get("preempted.json")
     assert marker is not None
+    assert marker["requeue"] is True
     with capsys.disabled():
-        print(f"\nPROOF checkpoint-stop-ddp-SIGUSR1-launcher: PASS launcher_status=-10 stopped_by={marker['reason']!r}")
+        print(
+            f"\nPROOF checkpoint-stop-ddp-{name}-launcher: PASS launcher_status={-number} stopped_by={marker['reason']!r}"
+        )
 
 
 @pytest.mark.slow
