@@ -65,7 +65,7 @@ class Site:
         lines = re.findall(r"^iteration ([\d,]+)/", self.log(job, what), re.M)
         return [int(text.replace(",", "")) for text in lines]
 
-    def wait(self, job: str, what: str, condition: Callable[[], object], seconds: float = 300.0) -> float:
+    def wait(self, job: str, what: str, condition: Callable[[], object], seconds: float = 600.0) -> float:
         """Wait for a training job; fails early where the script has given up. The seconds that took."""
         begun = time.monotonic()
         while not condition():
@@ -84,7 +84,7 @@ class Site:
         """Until the job's log has `text` for the `count`-th time."""
         return self.wait(job, text, lambda: self.log(job).count(text) >= count)
 
-    def wait_for_end(self, job: str, state: str = "COMPLETED", what: str = "train", seconds: float = 300.0) -> None:
+    def wait_for_end(self, job: str, state: str = "COMPLETED", what: str = "train", seconds: float = 600.0) -> None:
         """Until Slurm is done with the job."""
         self.cluster.wait_for(f"the end of job {job}", lambda: self.cluster.ended(job), seconds)
         assert self.cluster.state(job) == state, self.log(job, what)[-4000:]

@@ -105,7 +105,7 @@ def test_proof_every_event_on_one_run(
         part.replace(experiment)
 
     write_experiment(1_000_000)
-    (job,) = site.submit("train", "--nodes", 2, "--time", "00:06:00", experiment, TEST_NOTICE="30")
+    (job,) = site.submit("train", "--nodes", 2, "--time", "00:04:00", experiment, TEST_NOTICE="30")
     story = Story(site, job)
 
     story.settle()
@@ -258,14 +258,14 @@ def test_proof_finetuning_waits_for_the_base(
 
 def test_proof_class_splits(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """Three splits of Fashion-MNIST's ten classes as a job array, measured, in one table."""
-    classifier = ROOT / "data/fashion32/classifier.safetensors"
-    if not classifier.exists():
-        site.run("make", "data/fashion32/classifier.safetensors")
+    shards = "data/fashion32/train/manifest.json"
+    if not (ROOT / shards).exists():
+        site.run("make", shards)
     study = site.folder / "splits"
     small = ["--generator.channels", 8, "--discriminator.channels", 8, "--run.sample_every", 0]
     array, table = site.submit(
         *("class_splits", "--parts", 3),
-        *("--evaluate", f"--classifier {classifier} --measures accuracy,ms_ssim --samples 120 --pairs 10"),
+        *("--evaluate", "--measures ms_ssim --pairs 10"),
         *("configs/fashion32_acgan.yaml", "--run.dir", study, "--run.iterations", 60, *small),
     )
     begun = time.monotonic()
@@ -275,7 +275,7 @@ def test_proof_class_splits(site: Site, capsys: pytest.CaptureFixture[str]) -> N
     text = (study / "splits.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert rows[0][:3] == ["split", "classes", "iteration"]
-    assert {"class_accuracy", "ms_ssim"} <= set(rows[0]), logs
+    assert "ms_ssim" in rows[0], logs
     assert [len(row[1].split(", ")) for row in rows[2:5]] == [3, 3, 4]
     assert [row[2] for row in rows[2:5]] == ["60"] * 3, logs
     assert all(cell not in ("", "-") for row in rows[2:] for cell in row), text
