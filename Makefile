@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-evaluation bench-data
+.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-evaluation bench-data bench-train study-speed
 
 PYTHON ?= python3
 VENV := .venv
@@ -47,6 +47,13 @@ bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous chec
 
 bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
 	python tests/benchmarks/bench_evaluation.py
+
+bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (12 minutes on quiet cores)
+	python tests/benchmarks/bench_train.py
+	python tests/benchmarks/bench_scaling.py
+
+study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (half an hour)
+	python tests/benchmarks/study_speed.py --out runs/study_speed
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second
 	python tests/benchmarks/bench_data.py

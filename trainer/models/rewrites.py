@@ -20,10 +20,9 @@ UpForm = Literal["plain", "transposed", "phases"]
 """How "nearest-neighbour upsampling by 2, then convolution 3x3" is computed."""
 
 
-@cache
 def _spread() -> Tensor:
     """[16, 9], float64: row (p, q) of a 4x4 kernel holds the 3x3 taps (u, v) with p - u and q - v in {0, 1}."""
-    matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64)
+    matrix = torch.zeros(4, 4, 3, 3, dtype=torch.float64, device="cpu")
     for u in range(3):
         for v in range(3):
             matrix[u : u + 2, v : v + 2, u, v] = 1
@@ -32,6 +31,12 @@ def _spread() -> Tensor:
 
 @cache
 def _matrix(kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Kept for all callers, so made free of the contexts (inference, default device) that the first one may be in.
+    with torch.inference_mode(False), torch.no_grad():
+        return _oriented(kind).to(device=device, dtype=dtype)
+
+
+def _oriented(kind: str) -> Tensor:
     spread = _spread()
     if kind == "pool":
         spread = spread / 4
@@ -39,7 +44,7 @@ def _matrix(kind: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         spread = spread.flip(1)  # a transposed convolution turns its kernel round
     elif kind == "phases":  # row (a, b, p, q): the phase (a, b) of the output, its tap (p, q); 4x4 tap (a + 2p, b + 2q)
         spread = spread.view(2, 2, 2, 2, 9).permute(1, 3, 0, 2, 4).reshape(16, 9)
-    return spread.to(device=device, dtype=dtype)
+    return spread
 
 
 def expand(weight: Tensor, kind: Literal["pool", "transposed", "phases"]) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 
 from trainer.config import load_config
 from trainer.launch import read_launch
-from trainer.models import build_discriminator, build_generator, replica_passes
+from trainer.models import build_discriminator, build_generator, replica_passes, rewrites
+from trainer.models.rewrites import expand
 from trainer.objectives import Latents, RealAndLatents, build_objective
 from trainer.speed import PLAIN, SpeedConfig, apply_speed, draws_inside
 
@@ -123,3 +124,14 @@ def test_a_step_is_the_plain_one(path):
             if kind and what.endswith("bias"):
                 scale = scales[kind]
             close(value, plain[what], scale, f"{name}: {what}", 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["pool", "transposed", "phases"])
+def test_the_first_caller_may_be_in_any_context(kind):
+    """The matrices are kept, so none may be a shape alone (dry runs) or an inference tensor (sampling)."""
+    weight = double(2, 3, 3, 3)
+    for context in (torch.device("meta"), torch.inference_mode()):
+        rewrites._matrix.cache_clear()
+        with context:
+            expand(weight, kind)
+        expand(weight.clone().requires_grad_(True), kind).sum().backward()
