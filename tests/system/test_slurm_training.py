@@ -14,7 +14,7 @@ from slurm_site import MARKS, Site, open_site
 
 from trainer.checkpoint import CheckpointStore, state_hash
 
-pytestmark = [*MARKS, pytest.mark.timeout(900)]
+pytestmark = [*MARKS, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
