@@ -92,10 +92,17 @@ def _simplejpeg_batch(samples: Any) -> Any:
     return images, np.array([int(label) for _, label in samples])
 
 
+def _torch_batch(samples: Any) -> Any:
+    """As tensors, which torch's workers hand over through shared memory: a tenth faster than arrays through a pipe."""
+    import torch
+
+    return tuple(map(torch.from_numpy, _simplejpeg_batch(samples)))
+
+
 def webdataset_simplejpeg(folder: Path) -> Iterator[Any]:
     """simplejpeg, one stack per batch, in the worker."""
     dataset, webdataset = _webdataset(
-        folder, lambda d: d.to_tuple("jpg", "cls").batched(BATCH, collation_fn=_simplejpeg_batch)
+        folder, lambda d: d.to_tuple("jpg", "cls").batched(BATCH, collation_fn=_torch_batch)
     )
     yield from _repeat(webdataset.WebLoader(dataset, batch_size=None, num_workers=1))
 
@@ -112,7 +119,7 @@ def mosaic(folder: Path) -> Iterator[Any]:
         dataset,
         batch_size=BATCH,
         num_workers=1,
-        collate_fn=lambda samples: _simplejpeg_batch([(sample["jpg"], sample["cls"]) for sample in samples]),
+        collate_fn=lambda samples: _torch_batch([(sample["jpg"], sample["cls"]) for sample in samples]),
     )
     yield from _repeat(loader)
 
@@ -127,7 +134,7 @@ def litdata(folder: Path) -> Iterator[Any]:
         batch_size=BATCH,
         num_workers=1,
         persistent_workers=True,
-        collate_fn=lambda samples: _simplejpeg_batch([(sample["jpg"], sample["cls"]) for sample in samples]),
+        collate_fn=lambda samples: _torch_batch([(sample["jpg"], sample["cls"]) for sample in samples]),
     )
     yield from _repeat(loader)
 
@@ -157,7 +164,7 @@ def dataloader(folder: Path) -> Iterator[Any]:
             shuffle=True,
             num_workers=1,
             persistent_workers=True,
-            collate_fn=_simplejpeg_batch,
+            collate_fn=_torch_batch,
         )
     )
 
@@ -383,8 +390,8 @@ def main() -> None:
         ),
         flush=True,
     )
-    # Torch's workers that have a batch left to deliver never end by themselves: each holds the reading end of its own
-    # full pipe. The benchmark ends the whole group.
+    # Torch's workers with a batch left to deliver hold the reading end of their own full pipe, and never end by themselves:
+    # the benchmark ends the whole group.
     os._exit(0)
 
 
