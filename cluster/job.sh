@@ -15,8 +15,7 @@ site_setup
 
 export MACHINES=$SLURM_NNODES PROCESSES=${MENAGERIE_PROCESSES:-$SITE_PROCESSES} LAUNCH=${MENAGERIE_LAUNCH:-$SITE_LAUNCH}
 MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# One port per job: two jobs may share a node. Below the kernel's ephemeral ports.
-export MAIN_ADDRESS MAIN_PORT=$((15000 + SLURM_JOB_ID % 15000))
+export MAIN_ADDRESS
 
 # Who hears what (Slurm 22.05, measured): the notice before the time limit (--signal=B:USR1@..) reaches this shell alone;
 # preemption's TERM reaches the launchers alone; scancel, requeue and the time limit itself reach both, and KILL follows.
@@ -28,10 +27,12 @@ trap ':' CONT
 # on_nodes COMMAND...: one task on each node. --wait: when one node's launcher has died, the others get this long.
 on_nodes() {
     srun --nodes="$SLURM_NNODES" --ntasks-per-node=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-        --kill-on-bad-exit=0 --wait="${SITE_STEP_WAIT:-600}" "$@"
+        --kill-on-bad-exit=0 --wait="${SITE_STEP_WAIT:-300}" "$@"
 }
 
 start_processes() {
+    # One port per job, below the kernel's ephemeral ports; another one after a start that brought nothing: it may be taken.
+    export MAIN_PORT=$((15000 + (SLURM_JOB_ID + 1009 * futile) % 15000))
     # Single quotes: SLURM_NODEID is every node's own.
     # shellcheck disable=SC2016
     on_nodes bash -c 'MACHINE_RANK=$SLURM_NODEID exec cluster/node.sh "$@"' node "$@"
