@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Self
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
-GRACE_SECONDS = 10
-KILL_WAIT_SECONDS = 8
+GRACE_SECONDS = 30
+KILL_WAIT_SECONDS = 30  # as by default: a busy machine needs it to save
 _START_SECONDS = 60.0
 # When the process $1 has ended, however that was: kills whatever belongs to the cluster in the folder $2, and removes it.
 _GUARD = """

@@ -46,7 +46,7 @@ class Story:
 
     def __init__(self, site: Site, job: str) -> None:
         self.site, self.job, self.figures = site, job, ""
-        self.ends = 0
+        self.ends = self.starts = 0
 
     def settle(self) -> None:
         """Until the training is at work, some iterations after the last start, whatever has happened meanwhile."""
@@ -59,12 +59,21 @@ class Story:
             )
 
         self.site.wait(self.job, "the training is at work", at_work)
-        self.ends = self.site.log(self.job).count(": ENDED with status")
+        self.ends, self.starts = self._counts()
+
+    def _counts(self) -> tuple[int, int]:
+        log = self.site.log(self.job)
+        return log.count(": ENDED with status"), log.count(": START: ")
+
+    def over(self) -> bool:
+        """Whether the start that settle() saw has ended: the batch script says so, if Slurm has let it live so long."""
+        ends, starts = self._counts()
+        return ends > self.ends or starts > self.starts
 
     def event(self, name: str, asked: float) -> None:
         """The processes end, and the training is at work again. `asked`: when it was asked to (time.monotonic)."""
         site, job = self.site, self.job
-        site.wait_for_line(job, ": ENDED with status", self.ends + 1)
+        site.wait(job, f"the end of a start: {name}", self.over)
         stop, before = time.monotonic() - asked, len(site.iterations(job))
         restart = site.wait_for_iterations(job, 1)
         iterations = site.iterations(job)
@@ -130,8 +139,8 @@ def test_proof_every_event_on_one_run(
     story.settle()
     asked = time.monotonic()
     cluster.run("scontrol", "requeue", job)
-    site.wait_for_line(job, ": ENDED with status", story.ends + 1)
-    end = max(site.iterations(job)) + 30
+    site.wait(job, "the end of the start", story.over)
+    end = max(site.iterations(job)) + 100
     write_experiment(end)
     story.event("requeued_by_hand", asked)
     site.wait_for_end(job, seconds=600)
