@@ -23,7 +23,7 @@ from trainer.preemption import StopRequest, clear_marker, write_marker
 from trainer.reporting import Reporter
 from trainer.schedule import learning_rate_factor
 from trainer.selfcheck import check_start, check_state, heartbeat
-from trainer.speed import choose_forms
+from trainer.speed import choose_forms, describe_host
 from trainer.state import Keeper, State
 from trainer.telemetry import Telemetry
 
@@ -101,6 +101,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             (folder.path / "config.yaml").write_text(as_yaml(config))
             telemetry.text("settings", as_yaml(config), start)
             telemetry.say(report.opening(start))
+            telemetry.say(describe_host(config.speed, launch))
             clear_marker(run.dir)
 
         for iteration in range(start, run.iterations + 1):

@@ -7,9 +7,11 @@ a checkpoint moves freely between them; the bits that follow it then differ as a
 import copy
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -293,3 +295,22 @@ def describe_device(launch: Launch) -> str:
     if launch.device.type == "cuda":
         device = torch.cuda.get_device_name(launch.device)
     return f"{device}, {launch.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def describe_host(speed: SpeedConfig, launch: Launch) -> str:
+    """The line at the start of a run: what of the machine and the environment decides about its speed."""
+    changed = [
+        f"{field.name} {getattr(speed, field.name)}"
+        for field in fields(SpeedConfig)
+        if getattr(speed, field.name) != getattr(SpeedConfig(), field.name)
+    ]
+    settings = f"speed: {', '.join(changed) or 'the defaults'}"
+    if launch.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(launch.device)}; torch {torch.__version__}; {settings}"
+    threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "").lower()
+    waiting = f"waiting {policy or 'as OpenMP pleases'}"
+    if threads > 1 and policy != "passive":
+        waiting += (
+            " (where others use the machine too, spinning threads are up to ten times slower: OMP_WAIT_POLICY=passive)"
+        )
+    return f"CPU: threads {threads}, {waiting}; freed memory kept; torch {torch.__version__}; {settings}"

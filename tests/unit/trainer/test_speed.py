@@ -249,6 +249,18 @@ def test_refusals():
     speed_module.check_speed(SpeedConfig(compile="blocks"), gpu)
 
 
+def test_the_first_lines_say_what_decides_about_speed(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    text = describe_host(SpeedConfig(), LAUNCH)
+    assert "threads 2, waiting passive;" in text
+    assert text.endswith("speed: the defaults")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    text = describe_host(SpeedConfig(kept_kernels=False), LAUNCH)
+    assert "OMP_WAIT_POLICY=passive" in text
+    assert text.endswith("speed: kept_kernels False")
+
+
 def test_nothing_in_an_iteration_waits_for_the_device(monkeypatch):
     """Every `.item()`, `.tolist()` or comparison of a tensor would stall a GPU: numbers are fetched by the reporter."""
     asked = []
