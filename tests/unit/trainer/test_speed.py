@@ -18,7 +18,7 @@ from trainer.models.layers import Convolution
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.player import AdamConfig, Player
-from trainer.speed import PLAIN, SpeedConfig, apply_speed, can_group, choose_forms, draws_inside
+from trainer.speed import PLAIN, SpeedConfig, apply_speed, can_group, choose_forms, describe_host, draws_inside
 
 LAUNCH = read_launch()
 MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=4)
