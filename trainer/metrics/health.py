@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainer.models.layers import normalise
 
-TURN_UP = 0.15
+TURN_UP = 0.25
 """A class is reported whose MS-SSIM lies so far above its lowest value so far (which early training, all alike, is not)."""
 ALIKE = 0.6
 """... or that has gone this share of the way from the real images' MS-SSIM (or, if unknown, from 0) to 1."""

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from data_pipeline.stream import DataConfig
-from trainer import evaluate
+from trainer import evaluate, report
 from trainer.checkpoint import CheckpointStore
 from trainer.config import load_config
 from trainer.errors import SettingError
@@ -25,6 +25,7 @@ from trainer.metrics.inline import InlineHealth
 from trainer.metrics.records import append_records, read_records
 from trainer.metrics.reference import open_reference
 from trainer.metrics.samples import CHUNK, Sampler
+from trainer.stores import Store
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 QUICK = ("--samples", "120", "--splits", "3", "--pairs", "10", "--class-samples", "60", "--queries", "20")
@@ -141,6 +142,24 @@ def test_follow_takes_every_checkpoint_once(run: Path, judge_file: str, capsys: 
     assert evaluate.main([*words, "--seed", "5"]) == 0
     assert len(read_records(str(run))) == 8
     capsys.readouterr()
+
+
+def test_a_run_in_object_storage(run: Path, judge_file: str, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/tiny"
+    remote = Store(url)
+    for path in run.rglob("*"):
+        if path.is_file():
+            remote.put(path.relative_to(run).as_posix(), path.read_bytes())
+    before = remote.get("log.txt")
+    for iteration in ("2", "4"):
+        words = ["--classifier", judge_file, "--measures", "accuracy,ms_ssim,strips", *QUICK, "--iteration", iteration]
+        assert evaluate.main([url, *words]) == 0
+    assert [record["iteration"] for record in read_records(url)] == [2, 2, 2, 4, 4, 4]
+    assert {"evaluation/00000002/morph.png", "evaluation/00000004/morph.png"} <= set(remote.find("evaluation"))
+    assert len(remote.find("tensorboard/evaluation")) == 2
+    assert remote.get("log.txt") == before
+    assert report.main([url, "--out", str(tmp_path / "remote.html")]) == 0
+    assert (tmp_path / "remote.html").read_text().count("data:image/png") == 3
 
 
 def test_a_checkpoint_that_is_deleted_meanwhile_is_left_out(
