@@ -1,4 +1,4 @@
-"""What the classifier's loss costs: the CPU time of an iteration with it and without it, in turn, in one process.
+"""What the classifier's loss costs: the CPU time of an iteration without it and of its own passes, in turn, in one process.
 
 `make bench-classifier-loss`. One line each: `SHARE <what>: <share of an iteration's CPU time> [min..max of rounds]`. The
 ImageNet configuration runs with 1/32 of its batch, in its own proportions (real 2, generated 4), on one thread.
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
 from trainer.classifiers import build_classifier  # noqa: E402
 from trainer.config import Config, load_config  # noqa: E402
 from trainer.draws import generator_draws, latents_of, seed_layers  # noqa: E402
 from trainer.iteration import run_iteration  # noqa: E402
 from trainer.launch import Launch, keep_freed_memory  # noqa: E402
-from trainer.objectives import Objective, RealAndLatents, build_objective  # noqa: E402
-from trainer.objectives.guidance import GuidedObjective  # noqa: E402
+from trainer.objectives import RealAndLatents, build_objective  # noqa: E402
 from trainer.state import State  # noqa: E402
 
 SMALLER = ["--batch.replicas", "1", "--batch.real_per_replica", "2", "--batch.generated_per_replica", "4"]
@@ -46,7 +46,8 @@ def real_batches(config: Config, launch: Launch) -> list[list[RealAndLatents]]:
 
 
 def share(name: str, precision: str, rounds: int) -> Sequence[float]:
-    """Of `rounds` pairs of iterations: (CPU time with - without) / with."""
+    """In each of `rounds`: CPU time of the classifier's passes (forward, and back to the images) over that of an iteration with
+    them. The difference of two whole iterations would drown a share of some per cent in their noise."""
     config = load_config(str(ROOT / "configs" / f"{name}_projection_finetune.yaml"), PARTIES[name])
     assert config.classifier_loss is not None
     device = torch.device("cpu")
@@ -54,16 +55,16 @@ def share(name: str, precision: str, rounds: int) -> Sequence[float]:
     launch = Launch(rank=0, world_size=1, local_rank=0, device=device, precision=kind, strategy="single")
     state = State(config, launch)
     plain = build_objective(config.objective)
-    guided = GuidedObjective(plain, build_classifier(config.classifier_loss.classifier), None, 0.1)
+    classifier = build_classifier(config.classifier_loss.classifier)
     batches = real_batches(config, launch)
 
-    def seconds(objective: Objective) -> float:
+    def iteration() -> float:
         draws = generator_draws(config, launch, 0)
         begun = time.process_time()
         run_iteration(
             state.generator,
             state.discriminator,
-            objective,
+            plain,
             draws,
             batches,
             launch=launch,
@@ -73,13 +74,22 @@ def share(name: str, precision: str, rounds: int) -> Sequence[float]:
         )
         return time.process_time() - begun
 
-    for objective in (plain, guided):  # warm-up
-        seconds(objective)
+    def passes() -> float:
+        model, count = config.model, config.batch.generated_per_replica
+        images = torch.rand(count, model.image_channels, model.resolution, model.resolution, requires_grad=True)
+        labels = torch.arange(count) % model.classes
+        begun = time.process_time()
+        for _ in range(config.batch.replicas):
+            with launch.autocast():
+                loss = F.cross_entropy(classifier(images), labels)
+            torch.autograd.grad(loss, images)
+        return time.process_time() - begun
+
+    iteration(), passes()  # warm-up
     found = []
-    for number in range(rounds):
-        order = [plain, guided] if number % 2 else [guided, plain]
-        times = {objective: seconds(objective) for objective in order}
-        found.append(1.0 - times[plain] / times[guided])
+    for _ in range(rounds):
+        own, rest = passes(), iteration()
+        found.append(own / (own + rest))
     return found
 
 
