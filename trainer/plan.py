@@ -156,7 +156,8 @@ def measured_step(config: Config, launch: Launch) -> Step:
     for _ in range(2):
         marks.append(now())
         run_iteration(
-            *players,
+            players[0],
+            players[1],
             build_objective(config.objective),
             [latents(batch.generated_per_replica)],
             draws(),
