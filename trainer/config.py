@@ -138,7 +138,7 @@ class Config:
                 "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "
                 "replicas; set batch.synchronised_norm to false, or objective.penalty.name to none"
             )
-        if self.speed.compile != "off" and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
+        if self.speed.compile != "none" and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
             raise ValueError(
                 f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
                 "not have; set it to off"

@@ -61,7 +61,8 @@ def _memory(config: Config, launch: Launch, generator: nn.Module, discriminator:
     model, generated = config.model, config.batch.generated_per_replica
     latents = (model.latent_dim,)
     images = (model.image_channels, model.resolution, model.resolution)
-    generator_step = _activations(generator, generated, latents) + _activations(discriminator, generated, images)
+    inside = _activations(generator, generated, latents, recomputed=config.speed.recompute_blocks)
+    generator_step = inside + _activations(discriminator, generated, images)
     discriminator_step = _activations(discriminator, 2 * config.batch.real_per_replica, images)
     step = max(generator_step, discriminator_step) * held * width / MIB
     return [
@@ -80,22 +81,27 @@ def state_bytes(parameters: int, strategy: str, world_size: int) -> float:
     return parameters * (whole + divided / world_size)
 
 
-def _activations(module: nn.Module, batch: int, shape: tuple[int, ...]) -> int:
-    """Elements of all leaf layers' outputs for a batch, counted on the meta device."""
-    total = 0
+def _activations(module: nn.Module, batch: int, shape: tuple[int, ...], recomputed: bool = False) -> int:
+    """Elements of all leaf layers' outputs for a batch, counted on the meta device.
 
-    def count(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal total
+    `recomputed`: of residual blocks only their outputs, and the inside of the largest.
+    """
+    blocks: list[nn.Module] = list(getattr(module, "blocks", ())) if recomputed else []
+    block_of = {layer: number for number, block in enumerate(blocks) for layer in block.modules()}
+    inside = [0] * (len(blocks) + 1)  # the last: outside of all blocks
+
+    def count(layer: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, torch.Tensor):
-            total += output.numel()
+            inside[-1 if layer in blocks else block_of.get(layer, -1)] += output.numel()
 
-    hooks = [layer.register_forward_hook(count) for layer in module.modules() if not list(layer.children())]
+    counted = [layer for layer in module.modules() if layer in blocks or not list(layer.children())]
+    hooks = [layer.register_forward_hook(count) for layer in counted]
     with torch.device("meta"):
         labels = torch.zeros(batch, dtype=torch.int64)
         module(torch.zeros(batch, *shape), labels)
     for hook in hooks:
         hook.remove()
-    return total
+    return inside[-1] + max(inside[:-1], default=0)
 
 
 def _traffic(config: Config, launch: Launch, counts: dict[str, int]) -> list[str]:

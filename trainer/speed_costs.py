@@ -61,8 +61,8 @@ def count(config: "Config", speed: SpeedConfig, device: torch.device, precision:
             with counter, replica_passes(G, D) as start_replica:
                 start_replica(0)
                 with saved_tensors_hooks(kept.note, lambda tensor: tensor):
-                    value = loss()["loss"]
-                value.backward()
+                    value: Tensor = loss()["loss"]  # type: ignore[no-untyped-call]
+                value.backward()  # type: ignore[no-untyped-call]
             steps.append((float(counter.get_total_flops()), kept.total()))
     width = 1.0 if precision == "fp32" else 0.5
     sizes = tuple(sum(p.numel() for p in network.parameters()) for network in (G, D))

@@ -33,6 +33,7 @@ from trainer.models.layers import (
     full_precision,
     glorot_uniform,
 )
+from trainer.models.recomputation import recomputed
 
 # Width multipliers: of the bottom map and of every block's output.
 GENERATOR_FORMS = {32: (1, 1, 1, 1), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1)}
@@ -120,6 +121,8 @@ class ResNetGenerator(nn.Module):
         )
         self.norm = _norm(widths[-1], model.classes if config.final_norm == "conditional" else 0, config)
         self.conv = Convolution(widths[-1], model.image_channels, 3)
+        self.recompute = False
+        """Whether the backward pass computes the blocks again (trainer/models/recomputation.py)."""
 
     def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1], at least float32, for latents [B, Z] and labels.
@@ -128,7 +131,7 @@ class ResNetGenerator(nn.Module):
         """
         h = self.linear(latents).unflatten(1, (-1, self.bottom_width, self.bottom_width))
         for block in self.blocks:
-            h = block(h, labels)
+            h = recomputed(block, h, labels) if self.recompute else block(h, labels)
         return torch.tanh(at_least_float32(self.conv(F.relu(normalised(self.norm, h, labels), inplace=True))))
 
 

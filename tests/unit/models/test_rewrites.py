@@ -10,6 +10,7 @@ import torch
 from trainer.config import load_config
 from trainer.launch import read_launch
 from trainer.models import build_discriminator, build_generator, replica_passes, rewrites
+from trainer.models.resnet import ResNetGenerator
 from trainer.models.rewrites import expand
 from trainer.objectives import Latents, RealAndLatents, build_objective
 from trainer.speed import PLAIN, SpeedConfig, apply_speed, draws_inside
@@ -24,6 +25,7 @@ REWRITES = {
     "shortcuts": {"low_resolution_shortcuts": True},
     "spectral norm": {"fused_spectral_norm": True},
     "conditional norm": {"fused_conditional_norm": True},
+    "recomputed blocks": {"recompute_blocks": True},
     "the defaults": None,
 }
 # Networks whose layers are the same at small width are tested once.
@@ -115,6 +117,8 @@ def test_a_step_is_the_plain_one(path):
     kinds = ("D gradient", "G gradient", "images", "moved")
     scales = {kind: max(float(v.abs().max()) for k, v in plain.items() if k.startswith(kind)) for kind in kinds}
     for name, settings in REWRITES.items():
+        if settings == {"recompute_blocks": True} and not isinstance(G, ResNetGenerator):
+            continue
         found = result(SpeedConfig() if settings is None else replace(reference, **settings))
         assert found.keys() == plain.keys()
         for what, value in found.items():
