@@ -141,7 +141,7 @@ class Config:
         if self.speed.compile != "none" and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
             raise ValueError(
                 f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
-                "not have; set it to off"
+                "not have; set it to none"
             )
         if self.run.evaluate_every and self.evaluation.classifier is None and not self.evaluation.ms_ssim_pairs:
             raise ValueError(
