@@ -160,6 +160,8 @@ def test_kernels_are_kept_while_the_generator_is_constant_and_no_longer(monkeypa
     iterate(pair, 0, kept)
     # Once for each replica's generator step, and once for all discriminator steps.
     assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
+    # Nothing is left over that a sample taken later, of other weights, could be drawn with.
+    assert all(layer._kept is None for layer in pair[0].module.modules() if isinstance(layer, Convolution))
     calls.clear()
     iterate(pair, 1, kept)  # the generator has moved: made again
     assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
