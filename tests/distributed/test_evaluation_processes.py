@@ -96,8 +96,6 @@ def test_one_two_and_three_processes_measure_the_same(
             str(tmp_path / f"cache{processes}"),
             *WORDS,
         ]
-        if processes == 3:  # the same through --follow, for the newest checkpoint
-            words.append("--follow")
         evaluate(run, processes, *words)
         found[processes] = values_of(run)
     assert len(found[1]) == values
