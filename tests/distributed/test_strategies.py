@@ -82,11 +82,12 @@ def test_two_processes_compute_what_one_does(experiment: Callable[..., Path], tm
     assert difference(found["synchronised-fp64"]["final"], synchronised, exact) < 1e-12
     assert difference(synchronised, exact, exact) > 1e-6  # it is another experiment
     single = in_this_process(path, "fp32")
-    assert difference(found["zero1-fp32"]["final"], single, exact) < 1e-4
+    # One flipped ReLU moves a bias by 1e-3; DeepSpeed's clipping at 1.0 would move whole layers by far more.
+    assert difference(found["zero1-fp32"]["final"], single, exact) < 5e-3
     assert state_hash(found["zero1-fp32"]["final"]) == state_hash(found["zero2-fp32"]["final"])
     deterministic = in_this_process(path, "fp32", "--run.deterministic", "true")
     assert state_hash(found["deterministic-fp32"]["final"]) == state_hash(deterministic)
-    assert difference(deterministic, single, exact) < 1e-4
+    assert difference(deterministic, single, exact) < 5e-3
 
 
 @pytest.mark.slow
