@@ -196,7 +196,7 @@ def test_small_cache_with_a_window(url: str, expected: dict[int | None, str], tm
     with opened(settings) as stream:
         for batch in itertools.islice(stream, 60):
             sha256.update(batch.images.numpy().tobytes())
-            assert sum(path.stat().st_size for path in tmp_path.glob("*.tar")) <= limit
+            assert sum(map(size_of, tmp_path.glob("*.tar"))) <= limit
         counts = stream.statistics()
     assert counts["evictions"] > 10
     whole = hashlib.sha256()
@@ -204,6 +204,14 @@ def test_small_cache_with_a_window(url: str, expected: dict[int | None, str], tm
         for batch in itertools.islice(stream, 60):
             whole.update(batch.images.numpy().tobytes())
     assert sha256.hexdigest() == whole.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """0 for a file that the cache has just evicted."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def test_a_cache_that_cannot_do(url: str, tmp_path: Path) -> None:

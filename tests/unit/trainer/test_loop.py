@@ -113,7 +113,7 @@ def test_a_run_can_start_from_another_runs_checkpoint(tiny: Tiny, tmp_path: Path
     newest = tiny("newest", run={"iterations": 4, "initialize_from": base})
     run(newest)
     assert state_of(tmp_path / "newest") == state_of(tmp_path / "base")
-    with pytest.raises(CheckpointError, match="there is no checkpoint of iteration 3"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint of iteration 3, only of 2, 4"):
         run(tiny("missing", run={"initialize_from": f"{base}@3"}))
     with pytest.raises(SettingError, match=r"run\.initialize_from: is '.*@x'; after @ stands the number"):
         run(tiny("wrong", run={"initialize_from": f"{base}@x"}))
