@@ -93,6 +93,9 @@ class Player:
                 self.module,
                 device_ids=[launch.local_rank] if launch.device.type == "cuda" else None,
                 forward_sync_buffers=False,
+                # Otherwise DDP orders its buckets anew after the first backward pass, and with three or more processes the
+                # order in which an element's addends meet depends on its place: a resumed run would have other bits.
+                find_unused_parameters=True,
                 gradient_as_bucket_view=True,
             )
             if speed.bf16_gradients:

@@ -112,7 +112,7 @@ def test_proof_distributed_strategies(
             lines.append(
                 f"{processes} {precision}: ddp {apart[0]:.1e} zero1 {apart[1]:.1e} zero2 {apart[2]:.1e} 1-2 {between:.1e}"
             )
-    good = same and worst["fp64"] < 1e-12 and worst["fp32"] < 5e-3 and worst["bf16"] < 0.5
+    good = same and worst["fp64"] < 1e-12 and worst["fp32"] < 5e-2 and worst["bf16"] < 0.5
     with capsys.disabled():
         print("".join(f"\n      {line}" for line in lines))
         print(
