@@ -33,6 +33,7 @@ from trainer.metrics.samples import Sampler
 from trainer.metrics.table import class_table, measure_table
 from trainer.pretrained import Generator
 from trainer.runs import TrainedGenerator, load_generator
+from trainer.watch import Watch, die_with_launcher
 
 DEFAULT = "is,fid,ms_ssim"
 PER_CLASS = ("ms_ssim", "intra_fid", *OF_JUDGE)
@@ -44,11 +45,12 @@ def main(arguments: list[str]) -> int:
     launch = read_launch()
     if options.device:
         launch = replace(launch, device=_device(options.device, launch))
+    die_with_launcher()
     start_processes(launch, timeout=timedelta(hours=12))
-    try:
-        return _follow(options, launch) if options.follow else _once(options, launch)
-    finally:
-        stop_processes(launch)
+    with Watch(launch):
+        status = _follow(options, launch) if options.follow else _once(options, launch)
+    stop_processes()
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

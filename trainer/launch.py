@@ -205,7 +205,7 @@ def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def stop_processes(launch: Launch) -> None:
+def stop_processes() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()

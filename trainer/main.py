@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     start_processes(launch)
     with Watch(launch):
         train(config, launch)
-    stop_processes(launch)
+    stop_processes()
     return 0
 
 

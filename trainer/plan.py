@@ -8,7 +8,6 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,13 +16,10 @@ import torch
 from trainer.commands import run_command
 from trainer.config import Config, load_config
 from trainer.errors import SettingError
-from trainer.iteration import run_iteration
 from trainer.launch import Launch, Precision, keep_freed_memory, read_launch
-from trainer.models import build_discriminator, build_generator
-from trainer.objectives import Latents, RealAndLatents, build_objective
-from trainer.player import AdamConfig, Player
-from trainer.speed import SpeedConfig, apply_speed
+from trainer.speed import SpeedConfig
 from trainer.speed_costs import Cost, count
+from trainer.timed_step import Step, timed_iterations
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 DAY = 86_400.0
@@ -86,14 +82,6 @@ def reduction_seconds(parameters: int, processes: int, bandwidth: tuple[float, f
 
 
 @dataclass(frozen=True)
-class Step:
-    """Seconds of one process with one replica."""
-
-    generator: float
-    discriminator: float
-
-
-@dataclass(frozen=True)
 class Row:
     """One launch."""
 
@@ -129,47 +117,15 @@ def measured_step(config: Config, launch: Launch) -> Step:
     """Seconds of both steps of one replica on this machine: the second of two iterations on random data."""
     if launch.device.type == "cpu":
         keep_freed_memory()
-    speed, model, batch = config.speed, config.model, config.batch
-    networks = build_generator(config.generator, model), build_discriminator(config.discriminator, model)
-    apply_speed(speed, *networks, model.resolution, launch)
-    names = ("generator", "discriminator")
-    players = [Player(n, m, AdamConfig(), launch, speed=speed) for n, m in zip(names, networks, strict=True)]
-
-    def latents(n: int) -> Latents:
-        labels = torch.randint(max(model.classes, 1), (n,), device=launch.device)
-        return Latents(torch.randn(n, model.latent_dim, device=launch.device), labels)
-
-    marks = []
 
     def now() -> float:
         if launch.device.type == "cuda":
             torch.cuda.synchronize(launch.device)
         return time.monotonic()
 
-    def draws() -> Iterator[Sequence[RealAndLatents]]:
-        marks.append(now())
-        n = batch.real_per_replica
-        for _ in range(2):  # two, so that images made for several steps at once count as they do in training
-            real = torch.randn(n, model.resolution, model.resolution, model.image_channels, device=launch.device)
-            yield [RealAndLatents(real.permute(0, 3, 1, 2), latents(n).labels, *latents(n))]
-
-    for _ in range(2):
-        marks.append(now())
-        run_iteration(
-            players[0],
-            players[1],
-            build_objective(config.objective),
-            [latents(batch.generated_per_replica)],
-            draws(),
-            launch=launch,
-            replicas=1,
-            rate_factor=1.0,
-            seed_layers=lambda step, replica: None,
-            speed=speed,
-        )
-        marks.append(now())
-    began, middle, end = marks[-3:]
-    return Step(middle - began, (end - middle) / 2)
+    run = timed_iterations(config, launch, now)
+    run(2)
+    return run(2)
 
 
 def derived_step(cost: Cost, device: Device, precision: Precision, given: Assumptions) -> Step:

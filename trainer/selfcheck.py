@@ -16,7 +16,7 @@ PACKAGES = ("trainer", "data_pipeline")
 MOST_NAMED = 5
 
 
-def code_version() -> str:
+def source_digest() -> str:
     """sha256 over this program's Python files, with PyTorch's version."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256(torch.__version__.encode())
@@ -42,7 +42,7 @@ def check_same(launch: Launch, what: str, value: str, cure: str) -> None:
 
 def check_start(launch: Launch, config: Config) -> None:
     """The same program and the same settings everywhere."""
-    check_same(launch, "code", code_version(), "install the same version on every machine")
+    check_same(launch, "code", source_digest(), "install the same version on every machine")
     settings = hashlib.sha256(as_yaml(config).encode()).hexdigest()
     check_same(launch, "configuration", settings, "give every process the same command line and the same YAML")
 

@@ -29,50 +29,28 @@ def work(way: str, batch: int, steps: int, repeats: int) -> None:
     import torch.distributed as dist
 
     from trainer.config import load_config
-    from trainer.iteration import run_iteration
-    from trainer.launch import keep_freed_memory, read_launch, start_processes, stop_processes
-    from trainer.models import build_discriminator, build_generator
-    from trainer.objectives import Latents, RealAndLatents, build_objective
-    from trainer.player import AdamConfig, Player
-    from trainer.speed import SpeedConfig, apply_speed
+    from trainer.launch import read_launch, start_processes, stop_processes
+    from trainer.timed_step import timed_iterations
 
     torch.set_num_threads(1)
-    keep_freed_memory()
-    config = load_config(str(ROOT / "configs" / "imagenet128_projection.yaml"))
-    launch, speed = read_launch(), SpeedConfig()
+    sizes = ["--batch.real_per_replica", str(batch), "--batch.generated_per_replica", str(batch)]
+    config = load_config(str(ROOT / "configs" / "imagenet128_projection.yaml"), sizes)
+    launch = read_launch()
     start_processes(launch)
     training = launch if way == "as in training" else replace(launch, rank=0, world_size=1, strategy="single")
     torch.manual_seed(0)
-    G, D = build_generator(config.generator, config.model), build_discriminator(config.discriminator, config.model)
-    apply_speed(speed, G, D, config.model.resolution, training)
-    players = [Player(n, m, AdamConfig(), training, speed=speed) for n, m in (("generator", G), ("discriminator", D))]
-    objective = build_objective(config.objective)
 
-    def latents() -> Latents:
-        return Latents(torch.randn(batch, 128), torch.randint(1000, (batch,)))
+    def now() -> float:
+        if launch.world_size > 1:
+            dist.barrier()  # both have come so far
+        return time.monotonic()
 
+    run = timed_iterations(config, training, now)
     for number in range(repeats + 1):
-        if launch.world_size > 1:
-            dist.barrier()
-        began = time.monotonic()
-        real = torch.randn(batch, 128, 128, 3).permute(0, 3, 1, 2)
-        draws = [[RealAndLatents(real, torch.randint(1000, (batch,)), *latents())] for _ in range(steps)]
-        run_iteration(
-            *players,
-            objective,
-            [latents()],
-            draws,
-            launch=training,
-            replicas=training.world_size,
-            rate_factor=1.0,
-            seed_layers=lambda step, replica: None,
-            speed=speed,
-        )
-        if launch.world_size > 1:
-            dist.barrier()
+        step = run(steps)
         if number and launch.is_main:
-            print(f"SECONDS {time.monotonic() - began}", flush=True)
-    stop_processes(launch)
+            print(f"SECONDS {step.iteration(config.schedule.discriminator_steps)}", flush=True)
+    stop_processes()
 
 
 def measure(way: str, batch: int, steps: int, repeats: int, precision: str) -> float:

@@ -17,8 +17,8 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -32,13 +32,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from trainer.config import Config, load_config  # noqa: E402
-from trainer.iteration import run_iteration  # noqa: E402
 from trainer.launch import keep_freed_memory, read_launch  # noqa: E402
-from trainer.models import build_discriminator, build_generator  # noqa: E402
-from trainer.objectives import Latents, RealAndLatents, build_objective  # noqa: E402
-from trainer.player import AdamConfig, Player  # noqa: E402
-from trainer.speed import PLAIN, SpeedConfig, apply_speed  # noqa: E402
+from trainer.speed import PLAIN, SpeedConfig  # noqa: E402
 from trainer.speed_costs import count  # noqa: E402
+from trainer.timed_step import Step, timed_iterations  # noqa: E402
 
 MIMICRY = "torch-mimicry==0.1.16"
 ITERATION_STEPS = 5
@@ -51,19 +48,7 @@ RATIOS = {  # what is printed: (ours, theirs)
 }
 
 
-@dataclass
-class Times:
-    """CPU seconds of one generator step and of one discriminator step."""
-
-    generator: float
-    discriminator: float
-
-    @property
-    def iteration(self) -> float:
-        return self.generator + ITERATION_STEPS * self.discriminator
-
-
-Party = Callable[[int], Times]
+Party = Callable[[int], Step]
 """Runs a generator step and so many discriminator steps."""
 
 
@@ -71,39 +56,7 @@ def ours(config: Config, speed: SpeedConfig, precision: str) -> Party:
     """Our networks under `speed`, with the loop's own function of an iteration."""
     launch = replace(read_launch(), precision=precision)
     torch.manual_seed(0)
-    G, D = build_generator(config.generator, config.model), build_discriminator(config.discriminator, config.model)
-    apply_speed(speed, G, D, config.model.resolution, launch)
-    players = [Player(n, m, AdamConfig(), launch, speed=speed) for n, m in (("generator", G), ("discriminator", D))]
-    objective, model, batch = build_objective(config.objective), config.model, config.batch
-
-    def latents(n: int) -> Latents:
-        return Latents(torch.randn(n, model.latent_dim), torch.randint(model.classes, (n,)))
-
-    def run(steps: int) -> Times:
-        marks = []
-
-        def draws() -> Iterator[Sequence[RealAndLatents]]:
-            marks.append(time.process_time())  # the generator's step is over
-            for _ in range(steps):
-                n = batch.real_per_replica
-                real = torch.randn(n, model.resolution, model.resolution, model.image_channels).permute(0, 3, 1, 2)
-                yield [RealAndLatents(real, torch.randint(model.classes, (n,)), *latents(n))]
-
-        began = time.process_time()
-        run_iteration(
-            *players,
-            objective,
-            [latents(batch.generated_per_replica)],
-            draws(),
-            launch=launch,
-            replicas=1,
-            rate_factor=1.0,
-            seed_layers=lambda step, replica: None,
-            speed=speed,
-        )
-        return Times(marks[0] - began, (time.process_time() - marks[0]) / steps)
-
-    return run
+    return timed_iterations(replace(config, speed=speed), launch, time.process_time)
 
 
 def mimicry(config: Config, folder: Path) -> Party:
@@ -128,13 +81,13 @@ def mimicry(config: Config, folder: Path) -> Party:
         batch = (torch.randn(n, 3, side, side), torch.randint(config.model.classes, (n,)))
         network.train_step(real_batch=batch, log_data=MetricLog(), device=torch.device("cpu"), **others)
 
-    def run(steps: int) -> Times:
+    def run(steps: int) -> Step:
         began = time.process_time()
         step(G, netD=D, optG=adams[0])
         middle = time.process_time()
         for _ in range(steps):
             step(D, netG=G, optD=adams[1])
-        return Times(middle - began, (time.process_time() - middle) / steps)
+        return Step(middle - began, (time.process_time() - middle) / steps)
 
     return run
 
@@ -183,13 +136,15 @@ def main() -> None:
     }
     if not options.without_mimicry:
         parties["mimicry"] = mimicry(config, options.peers)
-    operations = {form: count(config, speed, torch.device("cpu")).iteration(5) for form, speed in forms.items()}
+    operations = {
+        form: count(config, speed, torch.device("cpu")).iteration(ITERATION_STEPS) for form, speed in forms.items()
+    }
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, batch {options.batch}, "
         f"{options.rounds} rounds, load {os.getloadavg()[0]:.1f}; glibc keeps freed memory, for all parties",
         flush=True,
     )
-    times: dict[str, list[Times]] = {name: [] for name in parties}
+    times: dict[str, list[Step]] = {name: [] for name in parties}
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for number in range(options.rounds + 1):
         order = list(parties)
@@ -200,14 +155,14 @@ def main() -> None:
                 times[name].append(taken)
         for precision, found in peaks.items():
             found.append(convolution_peak(precision, options.batch))
-        line = ", ".join(f"{name} {found[-1].iteration:.1f}" for name, found in times.items() if found)
+        line = ", ".join(f"{name} {found[-1].iteration(ITERATION_STEPS):.1f}" for name, found in times.items() if found)
         print(f"round {number}: {line or 'warm-up'}", flush=True)
 
     print("\n| party | iteration, CPU s | generator step | discriminator step | executed TFLOP | share of the peak |")
     print("|---|---|---|---|---|---|")
     for name, found in times.items():
         form, _, precision = name.partition(" ")
-        iteration = [t.iteration for t in found]
+        iteration = [t.iteration(ITERATION_STEPS) for t in found]
         row = [spread(iteration), spread([t.generator for t in found]), spread([t.discriminator for t in found])]
         if form in operations:
             share = [100 * operations[form] / t / max(peaks[precision]) for t in iteration]
@@ -222,7 +177,8 @@ def main() -> None:
     )
     for what, (mine, theirs) in RATIOS.items():
         if mine in times and theirs in times:
-            ratios = [b.iteration / a.iteration for a, b in zip(times[mine], times[theirs], strict=True)]
+            pairs = zip(times[mine], times[theirs], strict=True)
+            ratios = [b.iteration(ITERATION_STEPS) / a.iteration(ITERATION_STEPS) for a, b in pairs]
             print(f"RATIO {what}: {spread(ratios)}")
 
 

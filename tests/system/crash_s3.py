@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 import s3fs
+from loopback import free_ports
 
 KEY, SECRET = "crash-key", "crash-secret"
 _START_SECONDS = 90.0
@@ -26,7 +26,7 @@ class S3Server:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = _free_ports(8)
+        self.ports = free_ports(8)
         self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.ports[0]}",
             "AWS_ACCESS_KEY_ID": KEY,
@@ -115,14 +115,3 @@ def _answers(url: str) -> bool:
     with contextlib.suppress(urllib.error.HTTPError):  # it refuses a request without a signature, so it is there
         urllib.request.urlopen(url, timeout=5).close()
     return True
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
-    finally:
-        for listener in listeners:
-            listener.close()

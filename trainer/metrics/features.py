@@ -4,7 +4,6 @@ Images are uint8 everywhere here: generated ones are rounded as they would be in
 """
 
 import hashlib
-import importlib
 import io
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.classifiers import Classifier, build_classifier, parse_classifier
+from trainer.classifiers.build import import_library
 from trainer.classifiers.weights import read_weights
 from trainer.errors import SettingError
 from trainer.metrics.samples import as_signed
@@ -79,7 +79,9 @@ class InceptionFeatures:
         buffer = io.BytesIO()
         torch.save(found.tensors, buffer)
         buffer.seek(0)
-        extractor: Any = _library("torch_fidelity.feature_extractor_inceptionv3", setting).FeatureExtractorInceptionV3
+        extractor: Any = import_library(
+            "torch_fidelity.feature_extractor_inceptionv3", setting
+        ).FeatureExtractorInceptionV3
         try:
             self.network = extractor("inception", _LAYERS, feature_extractor_weights_path=buffer).to(device)
         except RuntimeError as error:
@@ -116,13 +118,3 @@ def open_features(
 def combined_digest(*parts: str) -> str:
     """sha256 (hex) over texts, each on a line of its own."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _library(name: str, setting: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SettingError(
-            f"{setting}: needs the package {name.partition('.')[0]}, which cannot be imported ({error}); install "
-            "Menagerie with its extra: pip install 'menagerie[evaluation]'"
-        ) from None

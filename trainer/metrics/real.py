@@ -39,7 +39,7 @@ def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> It
     with open_stream(settings, seed=0, replicas=1, held=[0], batch_size=CHUNK, first_batch=first) as stream:
         samples = stream.manifest.samples
         for number in range(first, chunks_of(samples) if last is None else last):
-            ids = torch.from_numpy(stream._order.sample_ids(0, number * CHUNK, CHUNK))
+            ids = torch.from_numpy(stream.sample_ids(number)[0])
             images, labels, _positions = next(stream)
             pixels = images[0].permute(0, 3, 1, 2).clone()
             yield RealChunk(ids, labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
