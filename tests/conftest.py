@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,14 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.fixture
-def tiny(tiny_shards: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`tiny(name, section={...}, ...)` writes the YAML of a training of a few seconds and returns its path."""
+@pytest.fixture(scope="session")
+def tiny_in(tiny_shards: Path) -> Callable[..., Path]:
+    """`tiny_in(folder, name, section={...}, ...)` writes the YAML of a training of a few seconds whose run is
+    folder/name, and returns its path."""
 
-    def write(name: str = "run", **sections: dict[str, Any]) -> Path:
+    def write(folder: Path, name: str = "run", **sections: dict[str, Any]) -> Path:
         tree: Experiment = {
-            "run": {"dir": str(tmp_path / name), "seed": 3, "iterations": 6, "checkpoint_every": 2, "log_every": 1},
+            "run": {"dir": str(folder / name), "seed": 3, "iterations": 6, "checkpoint_every": 2, "log_every": 1},
             "data": {"shards": str(tiny_shards)},
             "batch": {"replicas": 2, "real_per_replica": 4, "generated_per_replica": 6},
             "model": {"resolution": 32, "image_channels": 1, "classes": 3, "latent_dim": 8},
@@ -56,11 +58,17 @@ def tiny(tiny_shards: Path, tmp_path: Path) -> Callable[..., Path]:
         tree["run"]["sample_every"] = 0
         for section, values in sections.items():
             tree[section] = {**tree.get(section, {}), **values}
-        path = tmp_path / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(tree))
         return path
 
     return write
+
+
+@pytest.fixture
+def tiny(tiny_in: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """`tiny_in` with the test's own folder."""
+    return partial(tiny_in, tmp_path)
 
 
 @pytest.fixture(scope="session")

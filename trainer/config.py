@@ -133,6 +133,11 @@ class Config:
                 "batch.synchronised_norm: is true with run.deterministic, but its statistics run over all images of a process "
                 "at once; set one of the two to false"
             )
+        if self.speed.bf16_gradients and self.run.deterministic:
+            raise ValueError(
+                "speed.bf16_gradients: is true with run.deterministic, which sums the gradients of single replicas in fp32; "
+                "set one of the two to false"
+            )
         if self.batch.synchronised_norm and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
             raise ValueError(
                 "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "

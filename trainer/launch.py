@@ -173,7 +173,7 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mmap_max, trim_threshold, top_pad = -4, -1, -2  # glibc's malloc.h
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)  # never; a figure would be an int, and so at most 2 GiB
         mallopt(top_pad, 64 << 20)
 
 

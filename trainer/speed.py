@@ -66,7 +66,7 @@ class SpeedConfig:
     kept_kernels: bool = True
     """Without `grouped_generation`: keep the generator's enlarged kernels over the discriminator steps."""
     channels_last: bool = True
-    """Channels innermost in memory."""
+    """Channels innermost in memory (under ZeRO the weights lie in flat partitions, in their own order)."""
     fused_adam: bool = True
     """Adam in one kernel."""
     recompute_blocks: bool = False

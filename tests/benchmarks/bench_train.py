@@ -75,18 +75,18 @@ def mimicry(config: Config, folder: Path) -> Party:
     G = cgan_pd_128.CGANPDGenerator128(num_classes=config.model.classes)
     D = cgan_pd_128.CGANPDDiscriminator128(num_classes=config.model.classes, ndf=1024)
     adams = [torch.optim.Adam(network.parameters(), 2e-4, betas=(0.0, 0.9)) for network in (G, D)]
-    n, side = config.batch.real_per_replica, config.model.resolution
+    batch_sizes, side = config.batch, config.model.resolution
 
-    def step(network: Any, **others: Any) -> None:
+    def step(network: Any, n: int, **others: Any) -> None:
         batch = (torch.randn(n, 3, side, side), torch.randint(config.model.classes, (n,)))
         network.train_step(real_batch=batch, log_data=MetricLog(), device=torch.device("cpu"), **others)
 
     def run(steps: int) -> Step:
         began = time.process_time()
-        step(G, netD=D, optG=adams[0])
+        step(G, batch_sizes.generated_per_replica, netD=D, optG=adams[0])
         middle = time.process_time()
         for _ in range(steps):
-            step(D, netG=G, optD=adams[1])
+            step(D, batch_sizes.real_per_replica, netG=G, optD=adams[1])
         return Step(middle - began, (time.process_time() - middle) / steps)
 
     return run
@@ -119,22 +119,26 @@ def main() -> None:
     """Measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, default=8, help="real images of a step, generated ones of a step")
+    parser.add_argument(
+        "--batch", default="8", help="real and generated images of a step, or own: the experiment's (16, 32)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="discriminator steps timed in a round")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv" / "peers" / "mimicry")
-    parser.add_argument("--without-mimicry", action="store_true")
+    parser.add_argument("--only", default="", help="only parties with this word in their names")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    sizes = ["--batch.real_per_replica", str(options.batch), "--batch.generated_per_replica", str(options.batch)]
+    names = ("--batch.real_per_replica", "--batch.generated_per_replica")
+    sizes = [] if options.batch == "own" else [word for name in names for word in (name, options.batch)]
     config = load_config(str(ROOT / "configs" / "imagenet128_projection.yaml"), sizes)
     forms = {"plain": PLAIN, "fast": SpeedConfig()}
     parties: dict[str, Party] = {
         f"{form} {precision}": ours(config, speed, precision)
         for form, speed in forms.items()
         for precision in ("fp32", "bf16")
+        if options.only in f"{form} {precision}"
     }
-    if not options.without_mimicry:
+    if options.only in "mimicry":
         parties["mimicry"] = mimicry(config, options.peers)
     operations = {
         form: count(config, speed, torch.device("cpu")).iteration(ITERATION_STEPS) for form, speed in forms.items()
@@ -154,7 +158,7 @@ def main() -> None:
             if number:  # round 0 warms up
                 times[name].append(taken)
         for precision, found in peaks.items():
-            found.append(convolution_peak(precision, options.batch))
+            found.append(convolution_peak(precision, config.batch.real_per_replica))
         line = ", ".join(f"{name} {found[-1].iteration(ITERATION_STEPS):.1f}" for name, found in times.items() if found)
         print(f"round {number}: {line or 'warm-up'}", flush=True)
 

@@ -1,54 +1,20 @@
 """Does the fast form learn what the plain form learns? Fashion-MNIST's projection GAN from three seeds each.
 
 `make study-speed`: plain form in fp32, fast form in fp32, fast form in bf16; class accuracy and Frechet distance of the
-small classifier's features, in one table. One training at a time, one thread; a finished one is not run again.
+small classifier's features, in one table. One thread a training; a finished one is not run again.
 """
 
 import argparse
-import os
-import subprocess
 import sys
-from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
 
-ROOT = Path(__file__).resolve().parents[2]
+from seeds import ROOT, table, train
+
 sys.path.insert(0, str(ROOT))
 
 FORMS = {"plain fp32": (True, "no"), "fast fp32": (False, "no"), "fast bf16": (False, "bf16")}
 SAMPLES = 5000
-
-
-def train(form: str, seed: int, iterations: int, data: Path, folder: Path) -> Path:
-    """One training as a process of its own; returns the run's folder."""
-    from pydantic import TypeAdapter
-
-    from trainer.speed import PLAIN, SpeedConfig
-
-    plain, precision = FORMS[form]
-    run = folder / f"{form.replace(' ', '-')}-{seed}"
-    half = f"[{{until: {iterations // 2}}}, {{until: {iterations}, learning_rate: linear_to_zero}}]"
-    settings = {
-        "run.dir": run,
-        "run.seed": seed,
-        "run.iterations": iterations,
-        "run.sample_every": 0,
-        "run.log_every": 50,
-        "run.checkpoint_every": iterations,
-        "data.shards": data / "train",
-        "data.decode_threads": 1,
-        "schedule.stages": half,
-    }
-    if plain:
-        settings |= {f"speed.{name}": value for name, value in TypeAdapter(SpeedConfig).dump_python(PLAIN).items()}
-    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": precision}
-    command = [sys.executable, "trainer/main.py", "configs/fashion32_projection.yaml", *words]
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "output.txt").open("a") as output:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=True)
-    print(f"trained: {form}, seed {seed}", flush=True)
-    return run
 
 
 def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple[float, float]]]:
@@ -90,38 +56,34 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
     return rows
 
 
-def table(rows: dict[str, list[tuple[float, float]]], seeds: Sequence[int], iterations: int) -> str:
-    """Mean and standard deviation over seeds, and each seed's value."""
-    lines = [
-        f"After {iterations:,} iterations, {SAMPLES:,} samples, moving average; seeds {', '.join(map(str, seeds))}.",
-        "",
-        "| form | class accuracy | each seed | Frechet distance | each seed |",
-        "|---|---|---|---|---|",
-    ]
-    for form, values in rows.items():
-        accuracy, distance = zip(*values, strict=True)
-        spread = [stdev(numbers) if len(numbers) > 1 else 0.0 for numbers in (accuracy, distance)]
-        lines.append(
-            f"| {form} | {mean(accuracy):.1%} +- {spread[0]:.1%} | {', '.join(f'{a:.1%}' for a in accuracy)} | "
-            f"{mean(distance):.2f} +- {spread[1]:.2f} | {', '.join(f'{d:.2f}' for d in distance)} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Train what is missing, judge, print."""
+    from pydantic import TypeAdapter
+
+    from trainer.speed import PLAIN, SpeedConfig
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "fashion32")
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--iterations", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--at-a-time", type=int, default=2)
     options = parser.parse_args()
-    runs = {
-        (form, seed): train(form, seed, options.iterations, options.data, options.out.resolve())
-        for seed in options.seeds
-        for form in FORMS
-    }
-    print(table(judge(runs, options.data), options.seeds, options.iterations))
+    plain = {f"speed.{name}": value for name, value in TypeAdapter(SpeedConfig).dump_python(PLAIN).items()}
+    jobs = [(form, seed) for seed in options.seeds for form in FORMS]
+
+    def one(job: tuple[str, int]) -> Path:
+        form, seed = job
+        is_plain, precision = FORMS[form]
+        settings = {"data.shards": options.data.resolve() / "train", **(plain if is_plain else {})}
+        run = options.out.resolve() / f"{form.replace(' ', '-')}-{seed}"
+        return train("configs/fashion32_projection.yaml", run, seed, options.iterations, precision, settings)
+
+    with ThreadPoolExecutor(options.at_a_time) as pool:
+        runs = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    seeds = ", ".join(map(str, options.seeds))
+    headline = f"After {options.iterations:,} iterations, {SAMPLES:,} samples, moving average; seeds {seeds}."
+    print(table(headline, {"class accuracy": ".1%", "Frechet distance": ".2f"}, judge(runs, options.data)))
 
 
 if __name__ == "__main__":

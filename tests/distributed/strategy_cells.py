@@ -2,8 +2,8 @@
 
 usage: strategy_cells.py CONFIG OUT CELL...
 
-CELL is STRATEGY-PRECISION, as in zero2-bf16; fp64 only without ZeRO. Two more STRATEGIES: `deterministic` is run.deterministic,
-`synchronised` is batch.synchronised_norm, both with DDP.
+CELL is STRATEGY-PRECISION, as in zero2-bf16; fp64 only without ZeRO. Three more STRATEGIES: `deterministic` is
+run.deterministic, `synchronised` is batch.synchronised_norm, `halved` is speed.bf16_gradients, all with DDP.
 OUT/CELL.pt: `half` and `final`, the states after half and all of the iterations; `resumed_equal`: whether a run resumed from
 `half` has the same bits at the end. OUT/CELL.start.pt, where it is there, is what the resumed run begins with instead.
 """
@@ -26,7 +26,11 @@ from trainer.launch import Launch, share_from_main, start_processes
 from trainer.objectives import build_objective
 from trainer.state import State
 
-SWITCHES = {"deterministic": "run.deterministic", "synchronised": "batch.synchronised_norm"}
+SWITCHES = {
+    "deterministic": "run.deterministic",
+    "synchronised": "batch.synchronised_norm",
+    "halved": "speed.bf16_gradients",
+}
 
 
 def main(config_path: str, out: str, *cells: str) -> None:
@@ -79,6 +83,7 @@ def train(
                 rate_factor=1.0,
                 seed_layers=partial(seed_layers, config, 0, iteration),
                 synchronised=config.batch.synchronised_norm,
+                speed=config.speed,
             )
             if iteration + 1 in stops:
                 found.append({name: tensor.clone() for name, tensor in state.tensors().items()})

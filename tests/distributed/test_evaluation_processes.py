@@ -5,12 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("--samples", "230", "--splits", "3", "--pairs", "8", "--class-samples", "60", "--queries", "12", "--seed", "4")
@@ -60,7 +60,7 @@ def values_of(run: Path) -> dict[str, dict[str, Any]]:
     ids=["quick", "evaluation-processes"],
 )
 def test_one_two_and_three_processes_measure_the_same(
-    tiny_shards: Path, tmp_path: Path, measures: str, values: int
+    tiny_shards: Path, tiny_in: Callable[..., Path], tmp_path: Path, measures: str, values: int
 ) -> None:
     from trainer.config import load_config
     from trainer.launch import Launch
@@ -71,19 +71,14 @@ def test_one_two_and_three_processes_measure_the_same(
     judge = tmp_path / "classifier.safetensors"
     save_classifier(judge, model, info)
     run = tmp_path / "run"
-    tree = {
-        "run": {"dir": str(run), "seed": 3, "iterations": 2, "checkpoint_every": 1, "log_every": 1, "sample_every": 0},
-        "data": {"shards": str(tiny_shards)},
-        "batch": {"replicas": 1, "real_per_replica": 4, "generated_per_replica": 6},
-        "model": {"resolution": 32, "image_channels": 1, "classes": 3, "latent_dim": 8},
-        "generator": {"name": "resnet", "channels": 8},
-        "discriminator": {"name": "resnet", "channels": 8, "conditioning": {"name": "projection"}},
-        "objective": {"name": "adversarial"},
-        "schedule": {"discriminator_steps": 1, "stages": [{"until": 10}]},
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    path = tiny_in(
+        tmp_path,
+        run={"iterations": 2, "checkpoint_every": 1},
+        batch={"replicas": 1},
+        schedule={"discriminator_steps": 1},
+    )
     launch = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
-    assert train(load_config(str(tmp_path / "run.yaml")), launch)
+    assert train(load_config(str(path)), launch)
 
     found = {}
     for processes in (1, 2, 3):

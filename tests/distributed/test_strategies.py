@@ -19,6 +19,7 @@ from strategy_cells import default_dtype, train
 from trainer.checkpoint import state_hash
 from trainer.config import load_config
 from trainer.launch import Launch
+from trainer.state import State as TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
 State = dict[str, torch.Tensor]
@@ -60,6 +61,12 @@ def in_this_process(path: Path, precision: str, *settings: str) -> State:
         return train(config, launch, None, 0, (config.run.iterations,))[0]
 
 
+def seeds_state(path: Path) -> State:
+    """What a run begins with."""
+    launch = Launch(0, 1, 0, torch.device("cpu"), "fp32", "single")
+    return {name: tensor.clone() for name, tensor in TrainingState(load_config(str(path)), launch).tensors().items()}
+
+
 def difference(found: State, expected: State, exact: State) -> float:
     """The largest relative L2 difference of a network's tensor, without those that `exact` (float64) leaves at 0."""
     worst = 0.0
@@ -70,10 +77,20 @@ def difference(found: State, expected: State, exact: State) -> float:
     return worst
 
 
+def apart(found: State, expected: State, start: State) -> float:
+    """The distance of all parameters together, relative to how far training has moved them."""
+    names = [name for name in expected if name.startswith(("generator/", "discriminator/"))]
+
+    def distance(a: State, b: State) -> float:
+        return sum((a[name].double() - b[name].double()).square().sum().item() for name in names) ** 0.5
+
+    return distance(found, expected) / distance(expected, start)
+
+
 def test_two_processes_compute_what_one_does(experiment: Callable[..., Path], tmp_path: Path) -> None:
     """DDP in float64 to rounding; ZeRO-1 and ZeRO-2 like one another; deterministic mode bit for bit; all resume exactly."""
     path = experiment("run", 4)
-    cells = ("ddp-fp64", "synchronised-fp64", "zero1-fp32", "zero2-fp32", "deterministic-fp32")
+    cells = ("ddp-fp64", "synchronised-fp64", "zero1-fp32", "zero2-fp32", "deterministic-fp32", "halved-fp32")
     found = run_cells(path, tmp_path / "out", 2, *cells)
     assert all(cell["resumed_equal"] for cell in found.values())
     exact = in_this_process(path, "fp64")
@@ -82,12 +99,22 @@ def test_two_processes_compute_what_one_does(experiment: Callable[..., Path], tm
     assert difference(found["synchronised-fp64"]["final"], synchronised, exact) < 1e-12
     assert difference(synchronised, exact, exact) > 1e-6  # it is another experiment
     single = in_this_process(path, "fp32")
+    start = seeds_state(path)
     # One flipped ReLU moves a bias by 1e-3; DeepSpeed's clipping at 1.0 would move whole layers by far more.
     assert difference(found["zero1-fp32"]["final"], single, exact) < 5e-3
+    assert apart(found["zero1-fp32"]["final"], single, start) < 1e-3
     assert state_hash(found["zero1-fp32"]["final"]) == state_hash(found["zero2-fp32"]["final"])
     deterministic = in_this_process(path, "fp32", "--run.deterministic", "true")
     assert state_hash(found["deterministic-fp32"]["final"]) == state_hash(deterministic)
     assert difference(deterministic, single, exact) < 5e-3
+    assert apart(deterministic, single, start) < 1e-3
+    assert 1e-5 < apart(found["halved-fp32"]["final"], single, start) < 5e-2  # gradients sent in bf16
+
+
+def test_three_processes_resume_with_the_same_bits(experiment: Callable[..., Path], tmp_path: Path) -> None:
+    """Where three add up, the order decides about bits: DDP's buckets must lie as they did before the interruption."""
+    found = run_cells(experiment("run", 4), tmp_path / "out", 3, "ddp-fp32")
+    assert found["ddp-fp32"]["resumed_equal"]
 
 
 @pytest.mark.slow

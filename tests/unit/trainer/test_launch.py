@@ -1,10 +1,16 @@
 """How replicas are dealt to processes, and launches that are refused."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from trainer.errors import TrainerError
 from trainer.launch import Launch, held_description, read_launch
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def launch(rank: int, world_size: int) -> Launch:
@@ -33,12 +39,66 @@ def test_description() -> None:
     ("variable", "value", "message"),
     [
         ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision .accelerate's YAML.: is 'fp8'"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision .accelerate's YAML.: is 'fp16', but there is no GPU"),
         ("ACCELERATE_USE_FSDP", "true", "distributed_type .accelerate's YAML.: is FSDP"),
     ],
 )
 def test_unsupported_launches_are_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(variable, value)
     with pytest.raises(TrainerError, match=message):
         read_launch()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("DEEPSPEED_ZERO_STAGE", "3", "deepspeed_config .*: zero_stage is 3; set it to 1 or 2"),
+        ("DEEPSPEED_ZERO_STAGE", "0", "deepspeed_config .*: zero_stage is 0; .* stage 0 is cluster/launch/ddp.yaml"),
+        ("DEEPSPEED_CONFIG_FILE", "ds.json", "deepspeed_config .*: names a file of DeepSpeed's"),
+        ("GRADIENT_CLIPPING", "1.0", "deepspeed_config .*: gradient_clipping is 1.0, but the experiment clips nothing"),
+        ("GRADIENT_ACCUMULATION_STEPS", "2", "deepspeed_config .*: gradient_accumulation_steps is 2"),
+        ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "deepspeed_config .*: offload_optimizer_device is cpu"),
+        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "deepspeed_config .*: offload_param_device is nvme"),
+        ("MIXED_PRECISION", "fp16", "mixed_precision .*: is 'fp16' with DeepSpeed"),
+    ],
+)
+def test_deepspeed_settings_that_would_change_the_experiment_are_refused(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(TrainerError, match=message):
+        read_launch()
+
+
+@pytest.mark.parametrize(("stage", "strategy"), [("1", "zero1"), ("2", "zero2")])
+def test_deepspeed_stages(monkeypatch: pytest.MonkeyPatch, stage: str, strategy: str) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    for clipping in ("none", "0.0"):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_CLIPPING", clipping)
+        assert read_launch().strategy == strategy
+
+
+@pytest.mark.parametrize("how", ["words", "yaml"])
+def test_a_launcher_that_starts_one_process_of_two_is_caught(tmp_path: Path, how: str) -> None:
+    """`accelerate launch --cpu --num_processes 2` starts one, without a word."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport trainer.launch\ntrainer.launch.read_launch()"
+    )
+    words = ["--cpu", "--num_processes", "2"]
+    if how == "yaml":
+        (tmp_path / "two.yaml").write_text(
+            "distributed_type: MULTI_CPU\ncompute_environment: LOCAL_MACHINE\nnum_processes: 2\n"
+        )
+        words = ["--config_file", str(tmp_path / "two.yaml"), "--cpu"]
+    accelerate = Path(sys.executable).parent / "accelerate"
+    done = subprocess.run([accelerate, "launch", *words, script], capture_output=True, text=True, timeout=120)
+    assert (
+        "num_processes (accelerate's YAML): 2 processes were asked for, but this one was started as one of 1"
+        in done.stderr
+    )

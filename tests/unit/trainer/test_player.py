@@ -1,5 +1,7 @@
 """The optimizer's step against formulas, and the logical state."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from trainer.launch import Launch
 from trainer.player import AdamConfig, Player
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
+
+BUFFERS = ("p/1.running_mean", "p/1.running_var", "p/1.num_batches_tracked")
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -60,6 +64,34 @@ def test_a_loaded_player_goes_on_bit_for_bit() -> None:
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
     assert int(found["p.adam/step"]) == 4
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_its_scale_is_part_of_the_state() -> None:
+    """The scaler of fp16, here on float32 networks: a step equals the unscaled one, an overflow changes nothing but the
+    scale."""
+    fp16 = replace(LAUNCH, precision="fp16")
+    plain, scaled = Player("p", network(), AdamConfig(), LAUNCH), Player("p", network(), AdamConfig(), fp16)
+    x = torch.randn(6, 2, 6, 6)
+    for player in (plain, scaled):
+        player.step([player.module(x).square().mean()], 1.0)
+    expected, found = plain.state(), scaled.state()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-7)
+    scale = float(found["p.scaler/scale"])
+    scaled.step([scaled.module(x).square().mean() * torch.inf], 1.0)
+    after = scaled.state()
+    assert float(after["p.scaler/scale"]) == scale / 2
+    assert all(torch.equal(after[name], found[name]) for name in expected if name not in BUFFERS)
+    resumed = Player("p", network(seed=9), AdamConfig(), fp16)
+    resumed.load(after)
+    assert resumed.state().keys() == after.keys()
+    for player in (scaled, resumed):
+        player.step([player.module(x).square().mean()], 1.0)
+    for name, tensor in scaled.state().items():
+        assert torch.equal(resumed.state()[name], tensor), name
+    assert int(resumed.state()["p.adam/step"]) == 2
+    plain.load(after)  # without a scaler the scale is left behind
+    scaled.load(expected)  # and a state without one begins with the first scale
 
 
 def test_a_state_of_another_model_is_refused_by_name() -> None:
