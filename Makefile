@@ -48,11 +48,12 @@ bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous chec
 bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
 	python tests/benchmarks/bench_evaluation.py
 
-bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (12 minutes on quiet cores)
+bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (half an hour; leave the machine alone)
 	python tests/benchmarks/bench_train.py
+	python tests/benchmarks/bench_train.py --batch own --only fast
 	python tests/benchmarks/bench_scaling.py
 
-study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (half an hour)
+study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (a quarter of an hour)
 	python tests/benchmarks/study_speed.py --out runs/study_speed
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second

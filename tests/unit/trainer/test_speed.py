@@ -14,7 +14,7 @@ from trainer.launch import read_launch
 from trainer.models import ModelConfig, build_discriminator, build_generator, layers
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.forms import placed_convolutions
-from trainer.models.layers import Convolution
+from trainer.models.layers import Convolution, kept_kernels
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.player import AdamConfig, Player
@@ -165,6 +165,19 @@ def test_kernels_are_kept_while_the_generator_is_constant_and_no_longer(monkeypa
     calls.clear()
     iterate(pair, 1, kept)  # the generator has moved: made again
     assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
+
+
+def test_a_kernel_that_has_a_graph_is_not_kept():
+    layer, x = Convolution(4, 2, 3, doubles=True), torch.randn(1, 4, 4, 4)
+    layer.form = "phases"
+    with kept_kernels(layer):
+        layer(x)
+        assert not layer._kept
+        with torch.no_grad():
+            layer(x)
+            assert layer._kept
+        layer(x).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_generators_that_draw_or_have_other_states_are_not_grouped():
