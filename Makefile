@@ -68,7 +68,7 @@ bench-classifier-loss: setup $(FASHION)/classifier.safetensors  ## what the fine
 study-finetune: setup $(FASHION)/classifier.safetensors $(FASHION)/independent.safetensors  ## the classifier-loss stage, three seeds (half an hour)
 	python tests/benchmarks/study_finetune.py --out runs/study_finetune
 
-demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in a quarter of an hour
+demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in eight minutes
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
 	    trainer/main.py configs/fashion32_projection.yaml
 	python -m trainer.evaluate runs/fashion32_projection --classifier $(FASHION)/classifier.safetensors --real $(FASHION)/test
