@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 WAYS = {"alone": 1, "without reduction": 2, "as in training": 2}
 
 
-def work(way: str, batch: int, steps: int, repeats: int) -> None:
+def work(way: str, batch: str, steps: int, repeats: int) -> None:
     """In each process: print the seconds of every repetition but the first."""
     import torch
     import torch.distributed as dist
@@ -33,7 +33,8 @@ def work(way: str, batch: int, steps: int, repeats: int) -> None:
     from trainer.timed_step import timed_iterations
 
     torch.set_num_threads(1)
-    sizes = ["--batch.real_per_replica", str(batch), "--batch.generated_per_replica", str(batch)]
+    names = ("--batch.real_per_replica", "--batch.generated_per_replica")
+    sizes = [] if batch == "own" else [word for name in names for word in (name, batch)]
     config = load_config(str(ROOT / "configs" / "imagenet128_projection.yaml"), sizes)
     launch = read_launch()
     start_processes(launch)
@@ -53,10 +54,10 @@ def work(way: str, batch: int, steps: int, repeats: int) -> None:
     stop_processes()
 
 
-def measure(way: str, batch: int, steps: int, repeats: int, precision: str) -> float:
+def measure(way: str, batch: str, steps: int, repeats: int, precision: str) -> float:
     """Seconds of the fastest repetition of one start."""
     processes = WAYS[way]
-    arguments = ["--way", way, "--batch", str(batch), "--steps", str(steps), "--repeats", str(repeats)]
+    arguments = ["--way", way, "--batch", batch, "--steps", str(steps), "--repeats", str(repeats)]
     port = str(_free_port())
     running = []
     for rank in range(processes):
@@ -94,7 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=2, help="iterations of one start; the fastest counts")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--batch", default="own", help="images of a step, or own: the experiment's (16 real, 32 generated)"
+    )
     parser.add_argument("--steps", type=int, default=2, help="discriminator steps of an iteration")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
