@@ -36,40 +36,35 @@ def test_description() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("settings", "message"),
     [
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision .accelerate's YAML.: is 'fp8'"),
-        ("ACCELERATE_MIXED_PRECISION", "fp16", "mixed_precision .accelerate's YAML.: is 'fp16', but there is no GPU"),
-        ("ACCELERATE_USE_FSDP", "true", "distributed_type .accelerate's YAML.: is FSDP"),
+        ("MIXED_PRECISION=fp8", "mixed_precision .accelerate's YAML.: is 'fp8'"),
+        ("MIXED_PRECISION=fp16", "mixed_precision .accelerate's YAML.: is 'fp16', but there is no GPU"),
+        ("USE_FSDP=true", "distributed_type .accelerate's YAML.: is FSDP"),
+        ("USE_DEEPSPEED=true DEEPSPEED_ZERO_STAGE=3", "deepspeed_config .*: zero_stage is 3; set it to 1 or 2"),
+        (
+            "USE_DEEPSPEED=true DEEPSPEED_ZERO_STAGE=0",
+            "deepspeed_config .*: zero_stage is 0; .* stage 0 is cluster/launch/ddp.yaml",
+        ),
+        ("USE_DEEPSPEED=true DEEPSPEED_CONFIG_FILE=ds.json", "deepspeed_config .*: names a file of DeepSpeed's"),
+        (
+            "USE_DEEPSPEED=true GRADIENT_CLIPPING=1.0",
+            "deepspeed_config .*: gradient_clipping is 1.0, but the experiment clips nothing",
+        ),
+        ("USE_DEEPSPEED=true GRADIENT_ACCUMULATION_STEPS=2", "deepspeed_config .*: gradient_accumulation_steps is 2"),
+        (
+            "USE_DEEPSPEED=true DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE=cpu",
+            "deepspeed_config .*: offload_optimizer_device is cpu",
+        ),
+        ("USE_DEEPSPEED=true DEEPSPEED_OFFLOAD_PARAM_DEVICE=nvme", "deepspeed_config .*: offload_param_device is nvme"),
+        ("USE_DEEPSPEED=true MIXED_PRECISION=fp16", "mixed_precision .*: is 'fp16' with DeepSpeed"),
     ],
 )
-def test_unsupported_launches_are_refused(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
-) -> None:
+def test_unsupported_launches_are_refused(monkeypatch: pytest.MonkeyPatch, settings: str, message: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(TrainerError, match=message):
-        read_launch()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("DEEPSPEED_ZERO_STAGE", "3", "deepspeed_config .*: zero_stage is 3; set it to 1 or 2"),
-        ("DEEPSPEED_ZERO_STAGE", "0", "deepspeed_config .*: zero_stage is 0; .* stage 0 is cluster/launch/ddp.yaml"),
-        ("DEEPSPEED_CONFIG_FILE", "ds.json", "deepspeed_config .*: names a file of DeepSpeed's"),
-        ("GRADIENT_CLIPPING", "1.0", "deepspeed_config .*: gradient_clipping is 1.0, but the experiment clips nothing"),
-        ("GRADIENT_ACCUMULATION_STEPS", "2", "deepspeed_config .*: gradient_accumulation_steps is 2"),
-        ("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "deepspeed_config .*: offload_optimizer_device is cpu"),
-        ("DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "deepspeed_config .*: offload_param_device is nvme"),
-        ("MIXED_PRECISION", "fp16", "mixed_precision .*: is 'fp16' with DeepSpeed"),
-    ],
-)
-def test_deepspeed_settings_that_would_change_the_experiment_are_refused(
-    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
-) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    for setting in settings.split():
+        name, _, value = setting.partition("=")
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with pytest.raises(TrainerError, match=message):
         read_launch()
 
