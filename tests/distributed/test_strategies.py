@@ -102,12 +102,12 @@ def test_two_processes_compute_what_one_does(experiment: Callable[..., Path], tm
     start = seeds_state(path)
     # One flipped ReLU moves a bias by 1e-3; DeepSpeed's clipping at 1.0 would move whole layers by far more.
     assert difference(found["zero1-fp32"]["final"], single, exact) < 5e-3
-    assert apart(found["zero1-fp32"]["final"], single, start) < 1e-5
+    assert apart(found["zero1-fp32"]["final"], single, start) < 1e-4
     assert state_hash(found["zero1-fp32"]["final"]) == state_hash(found["zero2-fp32"]["final"])
     deterministic = in_this_process(path, "fp32", "--run.deterministic", "true")
     assert state_hash(found["deterministic-fp32"]["final"]) == state_hash(deterministic)
     assert difference(deterministic, single, exact) < 5e-3
-    assert apart(deterministic, single, start) < 1e-5
+    assert apart(deterministic, single, start) < 1e-4
     assert 1e-6 < apart(found["halved-fp32"]["final"], single, start) < 1e-3  # gradients sent in bf16
 
 
