@@ -43,30 +43,30 @@ proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=wo
 	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
-	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python tests/benchmarks/bench_saving.py
+	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python benchmarks/bench_saving.py
 
 bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
-	python tests/benchmarks/bench_evaluation.py
+	python benchmarks/bench_evaluation.py
 
 bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (half an hour; leave the machine alone)
-	python tests/benchmarks/bench_train.py
-	python tests/benchmarks/bench_train.py --batch own --only fast
-	python tests/benchmarks/bench_scaling.py
+	python benchmarks/bench_train.py
+	python benchmarks/bench_train.py --batch own --only fast
+	python benchmarks/bench_scaling.py
 
 study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (a quarter of an hour)
-	python tests/benchmarks/study_speed.py --out runs/study_speed
+	python studies/study_speed.py --out runs/study_speed
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second
-	python tests/benchmarks/bench_data.py
+	python benchmarks/bench_data.py
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (20 minutes)
-	python tests/benchmarks/study_conditioning.py --out runs/study_conditioning
+	python studies/study_conditioning.py --out runs/study_conditioning
 
 bench-classifier-loss: setup $(FASHION)/classifier.safetensors  ## what the fine-tuning stage's classifier costs an iteration
-	python tests/benchmarks/bench_classifier_loss.py
+	python benchmarks/bench_classifier_loss.py
 
 study-finetune: setup $(FASHION)/classifier.safetensors $(FASHION)/independent.safetensors  ## the classifier-loss stage, three seeds (half an hour)
-	python tests/benchmarks/study_finetune.py --out runs/study_finetune
+	python studies/study_finetune.py --out runs/study_finetune
 
 demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in eight minutes
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \
@@ -82,7 +82,7 @@ DEMO_PRECISION = $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || ech
 
 data/fashion-mnist/.complete: | setup
 	@cluster/packages.sh dataset-fashion-mnist
-	python -m data_pipeline.fashion_mnist data/fashion-mnist
+	python -m data_pipeline.make_shards.sources.fashion_mnist data/fashion-mnist
 	touch $@
 
 $(FASHION)/train/manifest.json $(FASHION)/test/manifest.json: $(FASHION)/%/manifest.json: data/fashion-mnist/.complete

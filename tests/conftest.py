@@ -25,7 +25,7 @@ Experiment = dict[str, dict[str, Any]]
 @pytest.fixture(scope="session")
 def tiny_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 90 grey 32x32 images of 3 classes (noise round a level that depends on the class), 40 a shard."""
-    from data_pipeline import make_shards
+    from data_pipeline.make_shards import __main__ as make_shards
 
     folder, output = tmp_path_factory.mktemp("idx"), tmp_path_factory.mktemp("tiny") / "shards"
     labels = (np.arange(90) % 3).astype(np.uint8)

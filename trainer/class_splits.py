@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.selection import class_numbers, select_classes
-from trainer.commands import run_command
+from data_pipeline.manifest.format import Manifest, load_manifest
+from data_pipeline.reading.selection import class_numbers, select_classes
+from trainer.checkpoint.names import committed
 from trainer.config import Config, load_config
-from trainer.errors import SettingError
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError
+from trainer.foundation.stores import Store
 from trainer.metrics.records import read_records
-from trainer.status import committed
-from trainer.stores import Store
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,18 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from data_pipeline.stream import DataConfig
-from trainer.checkpoint import CheckpointConfig
-from trainer.ema import EmaConfig
-from trainer.errors import SettingError
-from trainer.launch import Launch
+from data_pipeline.reading.stream import DataConfig
+from trainer.checkpoint.commits import CheckpointConfig
+from trainer.foundation.errors import SettingError
+from trainer.foundation.settings import apply_overrides, describe, read_yaml, validate
+from trainer.methods import ClassifierLossConfig, ObjectiveConfig, check_classifier_loss, check_objective
+from trainer.methods.adversarial import NoPenaltyConfig
+from trainer.methods.schedule import ScheduleConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
-from trainer.objectives import ClassifierLossConfig, ObjectiveConfig, check_classifier_loss, check_objective
-from trainer.objectives.adversarial import NoPenaltyConfig
-from trainer.player import OptimizerConfig
-from trainer.schedule import ScheduleConfig
-from trainer.settings import apply_overrides, describe, read_yaml, validate
-from trainer.speed import SpeedConfig
+from trainer.players.ema import EmaConfig
+from trainer.players.player import OptimizerConfig
+from trainer.processes.launch import Launch
+from trainer.speed.settings import SpeedConfig
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

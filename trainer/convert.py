@@ -11,14 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.checkpoint import CheckpointStore
-from trainer.commands import run_command
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import Config, as_tree, as_yaml, config_from_tree, load_config
-from trainer.errors import SettingError
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError
+from trainer.foundation.stores import Store
 from trainer.models import build_discriminator, build_generator
 from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
-from trainer.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
-from trainer.stores import Store
+from trainer.official.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
 
 # How the official configurations train at a resolution: replicas, real and generated images of each, first and last
 # iteration of the decay.

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.commands import run_command
-from trainer.errors import TrainerError
-from trainer.stores import Store
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import TrainerError
+from trainer.foundation.stores import Store
 
 
 def copy_curves(store: Store, folder: Path) -> int:

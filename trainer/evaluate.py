@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.stream import DataConfig
-from trainer.checkpoint import CheckpointStore
-from trainer.commands import run_command
-from trainer.commits import Commit, code_version
-from trainer.errors import CheckpointError, SettingError
-from trainer.launch import Launch, read_launch, share_object, start_processes, stop_processes, sum_over_processes
+from data_pipeline.reading.stream import DataConfig
+from trainer.checkpoint.commits import CheckpointStore
+from trainer.checkpoint.format import Commit, code_version
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.metrics.features import combined_digest, open_features
 from trainer.metrics.measures import MEASURES, NEED_FEATURES, Evaluation, Outcome, Plan, open_judge
 from trainer.metrics.overall import OF_JUDGE
@@ -31,9 +30,17 @@ from trainer.metrics.records import read_records
 from trainer.metrics.reference import default_cache
 from trainer.metrics.samples import Sampler
 from trainer.metrics.table import class_table, measure_table
-from trainer.pretrained import Generator
-from trainer.runs import TrainedGenerator, load_generator
-from trainer.watch import Watch, die_with_launcher
+from trainer.processes.launch import (
+    Launch,
+    read_launch,
+    share_object,
+    start_processes,
+    stop_processes,
+    sum_over_processes,
+)
+from trainer.processes.watch import Watch, die_with_launcher
+from trainer.trained.pretrained import Generator
+from trainer.trained.runs import TrainedGenerator, load_generator
 
 DEFAULT = "is,fid,ms_ssim"
 PER_CLASS = ("ms_ssim", "intra_fid", *OF_JUDGE)

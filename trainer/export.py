@@ -6,10 +6,10 @@
 import argparse
 import sys
 
-from trainer.commands import run_command
-from trainer.errors import SettingError
-from trainer.pretrained import CONFIG_FILE, WEIGHTS_FILE, Generator, open_generator
-from trainer.stores import Store
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError
+from trainer.foundation.stores import Store
+from trainer.trained.pretrained import CONFIG_FILE, WEIGHTS_FILE, Generator, open_generator
 
 __all__ = ["Generator", "main"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 # `accelerate launch trainer/main.py` puts trainer/ first on sys.path; the packages lie one folder above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.commands import run_command  # noqa: E402
+from trainer.foundation.commands import run_command  # noqa: E402
 
 USAGE = """usage: accelerate launch [--config_file cluster/launch/NAME.yaml] trainer/main.py CONFIG [--section.key value ...]
        python trainer/main.py CONFIG [--section.key value ...]        (one process)
@@ -27,10 +27,10 @@ def main(arguments: list[str]) -> int:
         print(USAGE + "\n" + help_text())
         return 0 if arguments else 2
     from trainer.config import load_config
-    from trainer.dry_run import describe
-    from trainer.launch import read_launch, start_processes, stop_processes
-    from trainer.loop import train
-    from trainer.watch import Watch, die_with_launcher
+    from trainer.costs.dry_run import describe
+    from trainer.processes.launch import read_launch, start_processes, stop_processes
+    from trainer.processes.watch import Watch, die_with_launcher
+    from trainer.training.loop import train
 
     config = load_config(arguments[0], arguments[1:])
     launch = read_launch()

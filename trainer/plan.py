@@ -13,13 +13,13 @@ from typing import cast
 
 import torch
 
-from trainer.commands import run_command
 from trainer.config import Config, load_config
-from trainer.errors import SettingError
-from trainer.launch import Launch, Precision, keep_freed_memory, read_launch
-from trainer.speed import SpeedConfig
-from trainer.speed_costs import Cost, count
-from trainer.timed_step import Step, timed_iterations
+from trainer.costs.counted import Cost, count
+from trainer.costs.timed import Step, timed_iterations
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError
+from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
+from trainer.speed.settings import SpeedConfig
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 DAY = 86_400.0

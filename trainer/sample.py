@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from trainer.commands import run_command
-from trainer.errors import SettingError
-from trainer.images import to_uint8
-from trainer.pretrained import Generator, open_generator
-from trainer.telemetry import draw_grid
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError
+from trainer.foundation.pictures import draw_grid
+from trainer.foundation.pixels import to_uint8
+from trainer.trained.pretrained import Generator, open_generator
 
 DEFAULT_ROWS = 10
 

@@ -6,21 +6,18 @@ third of a second: a batch script asks it before and after every start.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Literal, NamedTuple
 
-from trainer.commands import run_command
-from trainer.errors import SettingError, TrainerError
-from trainer.preemption import MARKER
-from trainer.settings import Tree, apply_overrides, read_yaml
-from trainer.stores import Store
-
-# The names of trainer.commits, which needs torch, and seconds to load it.
-_COMMITTED = re.compile(r"iteration-(\d{8,})-writer-(\d{5,})-[0-9a-f]{8}/manifest\.json")
+from trainer.checkpoint.names import committed, parse_commit_name
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import SettingError, TrainerError
+from trainer.foundation.settings import Tree, apply_overrides, read_yaml
+from trainer.foundation.stores import Store
+from trainer.processes.preemption import MARKER
 
 Stop = Literal["none", "requeue", "person"]
 """How the last start ended: `requeue`, it was asked to by a scheduler and saved; `person`, a person asked; `none`, no
@@ -53,12 +50,6 @@ def read_status(config: str, overrides: Sequence[str], since: float = 0.0) -> St
     return Status(folder, newest, _stop(folder, since), bool(iterations) or _initial_exists(run.get("initialize_from")))
 
 
-def committed(folder: str) -> set[int]:
-    """The iterations of all checkpoints whose manifest exists in the run's folder or URL."""
-    found = Store(folder).below("checkpoints").find()
-    return {int(match[1]) for path in found if (match := _COMMITTED.fullmatch(path))}
-
-
 def _settings(config: str, overrides: Sequence[str]) -> Tree:
     tree, origins = read_yaml(config)
     apply_overrides(tree, origins, overrides)
@@ -77,14 +68,9 @@ def _stop(folder: str, since: float) -> Stop:
 def _initial_exists(initial: object) -> bool:
     if not isinstance(initial, str):
         return True
-    folder, at, number = initial.rpartition("@")
-    if not at:
-        return bool(committed(number))
-    if not number.isdigit():
-        raise SettingError(
-            f"run.initialize_from: is {initial!r}; after @ stands the number of an iteration, as in RUN@400000"
-        )
-    return int(number) in committed(folder)
+    source = parse_commit_name(initial, "run.initialize_from")
+    found = committed(source.run)
+    return bool(found) if source.iteration is None else source.iteration in found
 
 
 def main(arguments: list[str]) -> int:

@@ -4,9 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from trainer.commands import run_command
-from trainer.errors import TrainerError
-from trainer.metrics.classifier import save_classifier, train_classifier
+from trainer.classifiers.training import save_classifier, train_classifier
+from trainer.foundation.commands import run_command
+from trainer.foundation.errors import TrainerError
 
 
 def main(arguments: list[str]) -> int:

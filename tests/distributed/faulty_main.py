@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from data_pipeline.errors import DataError
-from trainer import loop
-from trainer.commands import run_command
+from trainer.foundation.commands import run_command
 from trainer.main import main
+from trainer.training import loop
 
 RANK = int(os.environ["RANK"])
 run_iteration = loop.run_iteration

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from data_pipeline.stream import open_stream
+from data_pipeline.reading.stream import open_stream
 from trainer.config import Config, load_config
-from trainer.draws import discriminator_draws, generator_draws, seed_layers
-from trainer.iteration import run_iteration
-from trainer.launch import Launch, share_from_main, start_processes
-from trainer.objectives import build_objective
-from trainer.state import State
+from trainer.methods import build_objective
+from trainer.processes.launch import Launch, share_from_main, start_processes
+from trainer.training.draws import discriminator_draws, generator_draws, seed_layers
+from trainer.training.iteration import run_iteration
+from trainer.training.state import State
 
 SWITCHES = {
     "deterministic": "run.deterministic",

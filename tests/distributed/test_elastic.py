@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.stream import open_stream
-from trainer.checkpoint import CheckpointStore
+from data_pipeline.reading.stream import open_stream
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
-from trainer.draws import discriminator_draws, latents_of
-from trainer.launch import Launch
+from trainer.processes.launch import Launch
+from trainer.training.draws import discriminator_draws, latents_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -62,10 +62,10 @@ def values_of(run: Path) -> dict[str, dict[str, Any]]:
 def test_one_two_and_three_processes_measure_the_same(
     tiny_shards: Path, tiny_in: Callable[..., Path], tmp_path: Path, measures: str, values: int
 ) -> None:
+    from trainer.classifiers.training import save_classifier, train_classifier
     from trainer.config import load_config
-    from trainer.launch import Launch
-    from trainer.loop import train
-    from trainer.metrics.classifier import save_classifier, train_classifier
+    from trainer.processes.launch import Launch
+    from trainer.training.loop import train
 
     model, info = train_classifier(str(tiny_shards), str(tiny_shards), epochs=3, seed=0, width=4, batch_size=30)
     judge = tmp_path / "classifier.safetensors"

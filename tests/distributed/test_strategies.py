@@ -16,10 +16,10 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 from strategy_cells import default_dtype, train
 
-from trainer.checkpoint import state_hash
+from trainer.checkpoint.commits import state_hash
 from trainer.config import load_config
-from trainer.launch import Launch
-from trainer.state import State as TrainingState
+from trainer.processes.launch import Launch
+from trainer.training.state import State as TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
 State = dict[str, torch.Tensor]

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.checkpoint import CheckpointStore, state_hash
+from trainer.checkpoint.commits import CheckpointStore, state_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 SINGLE = [sys.executable, "trainer/main.py"]

@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint import CheckpointConfig, CheckpointStore, state_hash
-from trainer.commits import InvalidCommit
-from trainer.lease import LeaseLost
-from trainer.saver import Saver
+from trainer.checkpoint.commits import CheckpointConfig, CheckpointStore, state_hash
+from trainer.checkpoint.format import InvalidCommit
+from trainer.checkpoint.lease import LeaseLost
+from trainer.checkpoint.saver import Saver
 
 CONFIG = CheckpointConfig(file_megabytes=1, keep_last=2, restart_limit=0)
 Report = Callable[[str], None]

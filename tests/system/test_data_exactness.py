@@ -20,9 +20,9 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
-from data_pipeline import make_shards
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.order import Order
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.manifest.format import Manifest, load_manifest
+from data_pipeline.reading.order import Order
 
 pytestmark = pytest.mark.xdist_group("data-exactness")  # one server for all
 
@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[dict[tuple[int, int], list[int]], dict[str, float]
 
 def golden(manifest: Manifest, window: int | None, replica: int, count: int) -> list[int]:
     """The numbers of the samples of a replica's stream: the order's ids, through the plan of make_shards."""
-    from data_pipeline.order import keys
+    from data_pipeline.reading.order import keys
 
     order = Order([s.samples for s in manifest.shards], seed=SEED, replicas=REPLICAS, shuffle_window=window)
     shuffled = np.argsort(keys(0, 0, 2, SAMPLES), kind="stable")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.manifest.format import load_manifest
 from trainer.config import load_config
-from trainer.errors import SettingError
-from trainer.launch import Launch
-from trainer.loop import train
+from trainer.foundation.errors import SettingError
+from trainer.processes.launch import Launch
+from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 

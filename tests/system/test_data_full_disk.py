@@ -13,10 +13,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_pipeline import cache, make_shards
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_manifest
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.manifest.format import load_manifest
+from data_pipeline.reading import cache
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 URL = "memory://full-disk/shards"
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import make_shards
-from data_pipeline.manifest import load_manifest
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.manifest.format import load_manifest
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 CLASSES, EACH = 1000, 3
 KNOWN = {0: "n01440764", 1: "n01443537", 207: "n02099601", 281: "n02123045", 340: "n02391049", 388: "n02510455"}

@@ -16,10 +16,13 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
-from data_pipeline import cache, inspection, make_shards, store
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_manifest
-from data_pipeline.stream import DataConfig, Stream, open_stream
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.manifest import __main__ as inspection
+from data_pipeline.manifest.format import load_manifest
+from data_pipeline.reading import cache
+from data_pipeline.reading.stream import DataConfig, Stream, open_stream
+from data_pipeline.storage import retrying as store
 
 pytestmark = pytest.mark.xdist_group("data-s3")  # one server for all
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.stream import DataConfig
-from trainer.launch import Launch
+from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.features import ClassifierFeatures, open_features
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.health import CollapseWatch
@@ -18,6 +17,7 @@ from trainer.metrics.over_classes import pairs_of
 from trainer.metrics.precision_recall import precision_recall
 from trainer.metrics.real import images_of_class, manifest_of, real_chunks
 from trainer.metrics.reference import open_reference
+from trainer.processes.launch import Launch
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "fashion32"
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")

@@ -12,10 +12,10 @@ import torch
 sys.path.append(str(Path(__file__).parent))
 from crash_training import Life, Training, make_shards
 
-from data_pipeline.manifest import load_manifest
-from trainer.checkpoint import CheckpointStore
+from data_pipeline.manifest.format import load_manifest
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.classifiers.small import ClassifierInfo, SmallClassifier, save_classifier
-from trainer.objectives.guidance import PREFIX, STOPPED_AT
+from trainer.methods.terms.guidance import PREFIX, STOPPED_AT
 
 pytestmark = pytest.mark.xdist_group("finetune-crashes")  # one set of shards for all
 BEGIN = 7  # between two checkpoints, which are written every 5 iterations

@@ -210,7 +210,7 @@ def test_proof_node_failure_and_s3_outage(
     # A checkpoint of the time after the outage; then a person stops the run, with an object STOP.
     reached = max(site.iterations(job))
     site.cluster.wait_for("a new checkpoint", lambda: newest_commit(site, run) > reached, 240.0, 5.0)
-    put = "import sys; from trainer.stores import Store; Store(sys.argv[1]).put('STOP', b'')"
+    put = "import sys; from trainer.foundation.stores import Store; Store(sys.argv[1]).put('STOP', b'')"
     site.run("python", "-c", put, run)
     site.wait_for_end(job)
     assert "stopped by a person" in site.log(job)

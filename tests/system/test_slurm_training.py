@@ -12,7 +12,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from slurm_site import MARKS, Site, open_site
 
-from trainer.checkpoint import CheckpointStore, state_hash
+from trainer.checkpoint.commits import CheckpointStore, state_hash
 
 pytestmark = [*MARKS, pytest.mark.timeout(1800)]
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trainer import convert
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import config_from_tree
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models import build_discriminator
-from trainer.pretrained import open_generator
-from trainer.snapshots import SnapshotError
+from trainer.official.snapshots import SnapshotError
+from trainer.trained.pretrained import open_generator
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 
@@ -127,8 +127,8 @@ def test_a_whole_trainer_snapshot_can_be_trained_on(tmp_path):
     ):
         np.testing.assert_array_equal(tensors[ours].numpy(), whole[theirs])
     # Exactly the tensors that a player of this configuration keeps.
-    from trainer.launch import read_launch
-    from trainer.player import Player, check_names
+    from trainer.players.player import Player, check_names
+    from trainer.processes.launch import read_launch
 
     config = config_from_tree(restored.commit.info["settings"])
     player = Player(

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.iteration import run_iteration
-from trainer.launch import read_launch
+from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.models import ModelConfig, build_discriminator, build_generator
-from trainer.models.official import official_names
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
-from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
-from trainer.player import AdamConfig, Player
+from trainer.official.names import official_names
+from trainer.players.player import AdamConfig, Player
+from trainer.processes.launch import read_launch
+from trainer.training.iteration import run_iteration
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 from official_arrays import CLASSES, LATENT, official_discriminator, official_generator

@@ -17,8 +17,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_every_configuration_dry_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the networks built on the meta device, in this process; the command itself is tried below."""
     from trainer.config import load_config
-    from trainer.dry_run import describe
-    from trainer.launch import read_launch
+    from trainer.costs.dry_run import describe
+    from trainer.processes.launch import read_launch
 
     text = describe(load_config(str(path), ["--run.dry_run", "true"]), read_launch())
     assert "# parameters" in text
@@ -65,7 +65,10 @@ def test_the_readmes_commands_are_the_makefiles() -> None:
     assert {"demo", "test"} <= used
     assert used <= targets, f"README names targets that the Makefile lacks: {sorted(used - targets)}"
     for module in set(re.findall(r"python -m ((?:trainer|data_pipeline)\.[a-z_.]+)", readme)):
-        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"README: there is no module {module}"
+        places = [ROOT / (module.replace(".", "/") + end) for end in (".py", "/__main__.py")]
+        assert any(place.exists() for place in places), f"README: there is no module {module}"
+            f"README: there is no module {module}"
+        )
     for path in set(re.findall(r"(?:configs|cluster)/[\w/.-]+\.(?:yaml|sh|sbatch)", readme)):
         assert (ROOT / path).exists(), f"README: there is no {path}"
 

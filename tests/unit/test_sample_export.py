@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from trainer import export, sample
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import as_tree, load_config
-from trainer.errors import CheckpointError, SettingError
+from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.models import ModelConfig, build_generator
 from trainer.models.conditioning import ConditionalBatchNorm2d
 from trainer.models.resnet import ResNetGeneratorConfig
-from trainer.pretrained import Generator, open_generator
+from trainer.trained.pretrained import Generator, open_generator
 
 NAMES = ("tabby, tabby cat", "lifeboat", "crane", "crane", "Ankle boot")
 

@@ -19,7 +19,7 @@ from trainer.classifiers.config import (
 )
 from trainer.classifiers.small import SmallClassifier, read_small
 from trainer.classifiers.weights import Weights, read_weights
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 
 def build_classifier(

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest.format import Manifest
 from trainer.classifiers.build import is_wordnet_id
 from trainer.classifiers.classifier import Classifier
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 _OURS = "train one on these shards with `python -m trainer.train_classifier`"
 

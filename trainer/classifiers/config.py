@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 

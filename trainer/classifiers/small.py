@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trainer.classifiers.weights import read_weights
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 _KEY = "menagerie_classifier"
 

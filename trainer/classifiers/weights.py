@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 
 class Weights(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer import noise
-from trainer.errors import TrainerError
-from trainer.metrics.classifier import load_classifier, one_epoch
+from trainer.classifiers.training import load_classifier, one_epoch
+from trainer.foundation import keys
+from trainer.foundation.errors import TrainerError
 from trainer.models import ModelConfig
 
 CHUNK = 50
@@ -28,8 +28,8 @@ def generate(
     module.eval()
     images = []
     for number, part in enumerate(torch.split(labels, CHUNK)):
-        source = noise.generator(seed, "evaluation", number)
-        latents = noise.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)[: len(part)]
+        source = keys.generator(seed, "evaluation", number)
+        latents = keys.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)[: len(part)]
         with torch.no_grad():
             images.append(module(latents.to(device), part.to(device)).float())
     module.train(was_training)

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.classifiers import Classifier, build_classifier, parse_classifier
 from trainer.classifiers.build import import_library
 from trainer.classifiers.weights import read_weights
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.metrics.samples import as_signed
 
 INCEPTION_URL = (

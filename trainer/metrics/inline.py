@@ -13,7 +13,7 @@ from trainer.metrics.health import CollapseWatch, HealthWatch, Warned
 from trainer.metrics.over_classes import pairs_of
 from trainer.metrics.real import images_of_class
 from trainer.metrics.samples import Sampler, chunks_of
-from trainer.pretrained import Generator
+from trainer.trained.pretrained import Generator
 
 CLASSES = 20
 

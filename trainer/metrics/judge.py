@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest.format import Manifest
 from trainer.classifiers import check_class_map
 from trainer.metrics.features import ClassifierFeatures
 from trainer.metrics.samples import as_signed

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from data_pipeline.stream import DataConfig
-from trainer.errors import SettingError
-from trainer.launch import Launch
+from data_pipeline.reading.stream import DataConfig
+from trainer.foundation.errors import SettingError
 from trainer.metrics.diversity import window_settings
 from trainer.metrics.features import ClassifierFeatures, FeatureNetwork
 from trainer.metrics.judge import Judge
@@ -24,6 +23,7 @@ from trainer.metrics.real import manifest_of, real_chunks
 from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference, open_reference
 from trainer.metrics.samples import CHUNK, Sampler, chunks_of
+from trainer.processes.launch import Launch
 
 MEASURES = {
     "is": "Inception Score",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.stream import DataConfig
+from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.real import real_chunks
 from trainer.metrics.reference import Reference
 from trainer.metrics.samples import as_signed

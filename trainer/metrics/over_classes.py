@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipeline.stream import DataConfig
-from trainer.launch import Launch
+from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.diversity import ms_ssim_diversity
 from trainer.metrics.features import FeatureNetwork
 from trainer.metrics.frechet import Moments, class_distance
 from trainer.metrics.real import images_of_class, manifest_of
 from trainer.metrics.reference import Reference, cached_values
 from trainer.metrics.samples import CHUNK, Sampler, as_signed, chunks_of, in_order
+from trainer.processes.launch import Launch
 
 
 def pairs_of(images: Tensor, pairs: int) -> Tensor:

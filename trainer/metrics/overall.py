@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.stream import DataConfig
-from trainer.launch import Launch
+from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.features import FeatureNetwork
 from trainer.metrics.frechet import Moments, frechet_distance
 from trainer.metrics.inception_score import InceptionScore
@@ -20,6 +19,7 @@ from trainer.metrics.real import manifest_of, over_real_images
 from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference
 from trainer.metrics.samples import CHUNK, Sampler, chunks_of, in_order
+from trainer.processes.launch import Launch
 
 KEPT = 10_000
 """Samples whose features are kept for KID, precision and recall: 82 MB of 2048 features."""

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from trainer import noise
-from trainer.images import to_uint8
+from trainer.foundation import keys
+from trainer.foundation.pictures import draw_grid
+from trainer.foundation.pixels import to_uint8
 from trainer.metrics.samples import CHUNK
-from trainer.pretrained import Generator
-from trainer.telemetry import draw_grid
+from trainer.trained.pretrained import Generator
 
 ROWS, STEPS = 10, 9
 
@@ -62,7 +62,7 @@ def neighbour_rows(generated: Tensor, sides: Sequence[Sequence[Sequence[Tensor]]
 
 def _latents(generator: Generator, seed: int, purpose: str, count: int) -> Tensor:
     model = generator.model
-    return noise.draw_latents(noise.generator(seed, purpose), count, model.latent_dim, model.latent_distribution)
+    return keys.draw_latents(keys.generator(seed, purpose), count, model.latent_dim, model.latent_distribution)
 
 
 def _strips(generator: Generator, latents: Tensor, labels: Tensor, names: Sequence[str]) -> Image.Image:

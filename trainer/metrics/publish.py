@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint.commits import CheckpointStore
+from trainer.checkpoint.retention import SCORES, record_scores
 from trainer.metrics.health import CollapseWatch, Warned
 from trainer.metrics.records import Measurement, append_records, read_records
-from trainer.mirror import RunFolder
-from trainer.retention import SCORES, record_scores
+from trainer.telemetry.mirror import RunFolder
 
 BOARD = "tensorboard/evaluation"
 """A folder of its own: TensorBoard follows one file per folder, and the training writes the one above."""

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest, load_manifest
-from data_pipeline.selection import class_numbers, select_classes
-from data_pipeline.stream import DataConfig, open_stream
-from trainer.launch import Launch
+from data_pipeline.manifest.format import Manifest, load_manifest
+from data_pipeline.reading.selection import class_numbers, select_classes
+from data_pipeline.reading.stream import DataConfig, open_stream
 from trainer.metrics.samples import CHUNK, chunks_of, in_order
+from trainer.processes.launch import Launch
 
 _WINDOW = 10_000  # samples: the shards are read one after another, whatever the run's own order is
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.stores import Store
+from trainer.foundation.stores import Store
 
 FILE = "measurements.jsonl"
 

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.manifest import Manifest
-from data_pipeline.stream import DataConfig
-from trainer.launch import Launch, share_object
+from data_pipeline.manifest.format import Manifest
+from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
 from trainer.metrics.real import RealChunk, RealRows, manifest_of, over_real_images
 from trainer.metrics.samples import chunks_of
+from trainer.processes.launch import Launch, share_object
 
 FORMAT = "menagerie-reference-1"
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer import noise
-from trainer.images import to_uint8
-from trainer.launch import Launch
-from trainer.pretrained import Generator
+from trainer.foundation import keys
+from trainer.foundation.pixels import to_uint8
+from trainer.processes.launch import Launch
+from trainer.trained.pretrained import Generator
 
 CHUNK = 50
 """Images of one forward pass."""
@@ -64,16 +64,16 @@ class Sampler:
 
     def images(self, chunk: int) -> Tensor:
         """uint8 images [50, c, h, w] of the samples 50 * chunk + (0 .. 49)."""
-        return self._images(noise.generator(self.seed, "evaluation", chunk), self.labels(chunk))
+        return self._images(keys.generator(self.seed, "evaluation", chunk), self.labels(chunk))
 
     def of_class(self, label: int, chunk: int) -> Tensor:
         """uint8 images [50, c, h, w] number 50 * chunk + (0 .. 49) of one class."""
-        source = noise.generator(self.seed, "evaluation of a class", chunk, replica=label)
+        source = keys.generator(self.seed, "evaluation of a class", chunk, replica=label)
         return self._images(source, torch.full((CHUNK,), label))
 
     def _images(self, source: torch.Generator, labels: Tensor) -> Tensor:
         model, device = self.generator.model, self.generator.device
-        latents = noise.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)
+        latents = keys.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)
         made = self.generator.images(latents.to(device), labels.to(device), CHUNK, self.batch_statistics)
         return to_uint8(made)
 

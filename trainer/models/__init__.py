@@ -7,19 +7,9 @@ from torch import nn
 
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import ModelConfig
-from trainer.models.dcgan import (
-    DCGANDiscriminator,
-    DCGANDiscriminatorConfig,
-    DCGANGenerator,
-    DCGANGeneratorConfig,
-)
+from trainer.models.dcgan import DCGANDiscriminator, DCGANDiscriminatorConfig, DCGANGenerator, DCGANGeneratorConfig
 from trainer.models.replicas import replica_passes
-from trainer.models.resnet import (
-    ResNetDiscriminator,
-    ResNetDiscriminatorConfig,
-    ResNetGenerator,
-    ResNetGeneratorConfig,
-)
+from trainer.models.resnet import ResNetDiscriminator, ResNetDiscriminatorConfig, ResNetGenerator, ResNetGeneratorConfig
 
 GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig, Field(discriminator="name")]
 DiscriminatorConfig = Annotated[ResNetDiscriminatorConfig | DCGANDiscriminatorConfig, Field(discriminator="name")]

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models.layers import BatchNorm2d, SpectralEmbedding, SpectralLinear, full_precision
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import ModelConfig
 from trainer.models.layers import BatchNorm2d, at_least_float32, full_precision

@@ -19,13 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.rewrites import (
-    NormalisedWeight,
-    UpForm,
-    convolve,
-    double_and_convolution,
-    expand,
-)
+from trainer.models.rewrites import NormalisedWeight, UpForm, convolve, double_and_convolution, expand
 
 NORMALISE_EPS = 1e-12  # added to the length before the division, as in the official source/functions/max_sv.py
 

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models.conditioning import (
     ConditionalBatchNorm2d,
     ConditioningConfig,

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.manifest import ClassInfo, Manifest
+from data_pipeline.manifest.format import ClassInfo, Manifest
 from trainer.classifiers import (
     Classifier,
     EfficientNetLite0Config,
@@ -24,8 +24,8 @@ from trainer.classifiers import (
 )
 from trainer.classifiers.classifier import resizing_matrix
 from trainer.classifiers.small import ClassifierInfo, SmallClassifier, save_classifier
-from trainer.errors import SettingError
-from trainer.images import normalise
+from trainer.foundation.errors import SettingError
+from trainer.foundation.pixels import normalise
 
 # What a person sees -> ids that are right for it. Photographs of scikit-image, all shipped with it.
 PHOTOGRAPHS = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.images import ImageOptions
-from data_pipeline.make_shards import make_shards
-from data_pipeline.sources.idx import IdxSource
-from data_pipeline.storage import Folder
+from data_pipeline.make_shards.images import ImageOptions
+from data_pipeline.make_shards.sources.idx import IdxSource
+from data_pipeline.make_shards.writing import make_shards
+from data_pipeline.storage.folder import Folder
 
 
 def write_idx(folder: Path, samples: int, classes: int = 5, side: int = 6, prefix: str = "train") -> Path:

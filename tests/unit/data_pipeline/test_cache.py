@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import cache as module
-from data_pipeline.cache import Cache, NoRoom, Writer
 from data_pipeline.errors import DataError
-from data_pipeline.store import Counters
+from data_pipeline.reading import cache as module
+from data_pipeline.reading.cache import Cache, NoRoom, Writer
+from data_pipeline.storage.retrying import Counters
 
 SIZE = 1000
 

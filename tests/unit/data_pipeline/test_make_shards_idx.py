@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import fashion_mnist, index, make_shards, tar_scan
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_manifest
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.make_shards import tar_scan, writing
+from data_pipeline.make_shards.sources import fashion_mnist
+from data_pipeline.manifest import index
+from data_pipeline.manifest.format import load_manifest
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -60,7 +63,7 @@ def test_an_interrupted_run_goes_on(idx_folder: Path, tmp_path: Path, monkeypatc
     common = ["idx", idx_folder]
     options = ["--size", 8, "--samples-per-shard", 47, "--jobs", 1]
     assert run(*common, tmp_path / "whole", *options) == 0
-    write, written = make_shards.write_shard, []
+    write, written = writing.write_shard, []
 
     def interrupted(*arguments: object) -> object:
         written.append(arguments[3])
@@ -68,7 +71,7 @@ def test_an_interrupted_run_goes_on(idx_folder: Path, tmp_path: Path, monkeypatc
             raise KeyboardInterrupt
         return write(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(make_shards, "write_shard", interrupted)
+    monkeypatch.setattr(writing, "write_shard", interrupted)
     assert run(*common, tmp_path / "cut", *options) == 130
     assert not (tmp_path / "cut" / "manifest.json").exists()
     (tmp_path / "cut" / ".part-of-a-killed-run").mkdir()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import make_shards
-from data_pipeline.manifest import load_manifest
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.make_shards import writing
+from data_pipeline.manifest.format import load_manifest
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -27,7 +28,7 @@ def test_parts_and_merge_make_the_bytes_of_one_run(
     def nothing_is_left_to_do(*_: object) -> object:
         raise AssertionError("the merge wrote a shard")
 
-    monkeypatch.setattr(make_shards, "write_shard", nothing_is_left_to_do)
+    monkeypatch.setattr(writing, "write_shard", nothing_is_left_to_do)
     assert make_shards.main([*common, str(tmp_path / "parts"), *options]) == 0
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
     assert load_manifest(str(tmp_path / "parts")).samples == 300

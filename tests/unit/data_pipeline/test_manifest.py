@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import index, inspection
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_index, load_manifest, parse_manifest
-from data_pipeline.storage import Folder, redact
+from data_pipeline.manifest import __main__ as inspection
+from data_pipeline.manifest import index
+from data_pipeline.manifest.format import load_index, load_manifest, parse_manifest
+from data_pipeline.storage.folder import Folder, redact
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import ClassInfo, Manifest, load_manifest
-from data_pipeline.selection import Classes, class_numbers, select_classes
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.manifest.format import ClassInfo, Manifest, load_manifest
+from data_pipeline.reading.selection import Classes, class_numbers, select_classes
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 MANIFEST = Manifest(
     classes=tuple(

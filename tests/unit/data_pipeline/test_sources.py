@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import make_shards
-from data_pipeline.decode import decode_into
 from data_pipeline.errors import DataError
-from data_pipeline.images import ImageOptions, open_image, prepare
-from data_pipeline.manifest import load_manifest
-from data_pipeline.sources.cifar import load_plain
-from data_pipeline.sources.imagenet import readable_names
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.make_shards import __main__ as make_shards
+from data_pipeline.make_shards.images import ImageOptions, open_image, prepare
+from data_pipeline.make_shards.sources.cifar import load_plain
+from data_pipeline.make_shards.sources.imagenet import readable_names
+from data_pipeline.manifest.format import load_manifest
+from data_pipeline.reading.decode import decode_into
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 
 def run(*arguments: object) -> int:
@@ -319,7 +319,7 @@ class TestForeignShards:
 
     @pytest.mark.parametrize("style", ["cls", "json"])
     def test_indexed_in_place(self, tmp_path: Path, style: str) -> None:
-        from data_pipeline import inspection
+        from data_pipeline.manifest import __main__ as inspection
 
         source = self.write(tmp_path / "in", style=style)
         before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in source.iterdir()}
@@ -386,7 +386,7 @@ def test_fits() -> None:
 
 
 def test_png_geometry_is_read_from_the_header() -> None:
-    from data_pipeline.foreign_shards import image_geometry
+    from data_pipeline.make_shards.foreign_shards import image_geometry
 
     assert image_geometry(encoded(picture(1, 7, 5), "PNG")) == (7, 5, 3)
     assert image_geometry(encoded(picture(1, 7, 5, "L"), "PNG")) == (7, 5, 1)

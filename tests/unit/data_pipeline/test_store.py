@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import store as module
 from data_pipeline.errors import DataError
-from data_pipeline.store import Limits, Store, redact
+from data_pipeline.storage import retrying as module
+from data_pipeline.storage.retrying import Limits, Store, redact
 
 DATA = bytes(range(256)) * 40
 

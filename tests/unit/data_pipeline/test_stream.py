@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import shard_files
-from data_pipeline import stream as stream_module
 from data_pipeline.errors import DataError
-from data_pipeline.manifest import load_manifest
-from data_pipeline.order import Order
-from data_pipeline.stream import DataConfig, open_stream
+from data_pipeline.manifest.format import load_manifest
+from data_pipeline.reading import shard_files
+from data_pipeline.reading import stream as stream_module
+from data_pipeline.reading.order import Order
+from data_pipeline.reading.stream import DataConfig, open_stream
 
 REPLICAS, BATCH = 5, 7
 
@@ -141,8 +141,8 @@ def copied(shards: Path, tmp_path: Path) -> Path:
 
 
 def test_a_wrong_byte_names_the_sample(copied: Path) -> None:
-    from data_pipeline.manifest import load_index
-    from data_pipeline.storage import Folder
+    from data_pipeline.manifest.format import load_index
+    from data_pipeline.storage.folder import Folder
 
     manifest = load_manifest(str(copied))
     record = load_index(Folder(copied), manifest.shards[2])[11]

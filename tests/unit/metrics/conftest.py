@@ -13,7 +13,7 @@ Copy = Callable[[], Path]
 @pytest.fixture(scope="session")
 def judge_file(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> str:
     """A classifier that is right about every image of the tiny shards."""
-    from trainer.metrics.classifier import save_classifier, train_classifier
+    from trainer.classifiers.training import save_classifier, train_classifier
 
     path = tmp_path_factory.mktemp("judge") / "classifier.safetensors"
     model, info = train_classifier(str(tiny_shards), str(tiny_shards), epochs=40, seed=0, width=4, batch_size=30)
@@ -26,8 +26,8 @@ def judge_file(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> s
 def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_in: Callable[..., Path]) -> Path:
     """A run of 4 iterations with checkpoints at 2 and 4."""
     from trainer.config import load_config
-    from trainer.launch import Launch
-    from trainer.loop import train
+    from trainer.processes.launch import Launch
+    from trainer.training.loop import train
 
     folder = tmp_path_factory.mktemp("runs")
     batch = {"replicas": 1}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import TrainerError
+from trainer.classifiers.training import load_classifier
+from trainer.foundation.errors import TrainerError
 from trainer.metrics.accuracy import GeneratedAccuracy, generate
-from trainer.metrics.classifier import load_classifier
 from trainer.models import ModelConfig
 
 MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=8)

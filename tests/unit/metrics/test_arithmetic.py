@@ -13,13 +13,7 @@ from torch_fidelity.metric_prc import calculate_precision_recall_full
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from trainer.metrics.frechet import (
-    Gaussian,
-    Moments,
-    class_distance,
-    frechet_distance,
-    frechet_distance_to_few,
-)
+from trainer.metrics.frechet import Gaussian, Moments, class_distance, frechet_distance, frechet_distance_to_few
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.kid import kernel_distance
 from trainer.metrics.precision_recall import precision_recall

@@ -1,7 +1,7 @@
 """The report of a fine-tuning stage: before, after, and whom it pleased."""
 
-from trainer.metrics.before_after import stage_section, stage_warning
-from trainer.metrics.report_data import RunData
+from trainer.report.before_after import stage_section, stage_warning
+from trainer.report.data import RunData
 
 
 def run(guiding: tuple[float, float], independent: tuple[float, float] | None) -> RunData:

@@ -11,13 +11,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from data_pipeline.stream import DataConfig
-from trainer import evaluate, report
-from trainer.checkpoint import CheckpointStore
+from data_pipeline.reading.stream import DataConfig
+from trainer import evaluate
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
-from trainer.errors import SettingError
-from trainer.launch import Launch
-from trainer.loop import train
+from trainer.foundation.errors import SettingError
+from trainer.foundation.stores import Store
 from trainer.metrics import inline, measures
 from trainer.metrics.features import ClassifierFeatures, open_features
 from trainer.metrics.frechet import frechet_distance
@@ -25,7 +24,9 @@ from trainer.metrics.inline import InlineHealth
 from trainer.metrics.records import append_records, read_records
 from trainer.metrics.reference import open_reference
 from trainer.metrics.samples import CHUNK, Sampler
-from trainer.stores import Store
+from trainer.processes.launch import Launch
+from trainer.report import __main__ as report
+from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 QUICK = ("--samples", "120", "--splits", "3", "--pairs", "10", "--class-samples", "60", "--queries", "20")

@@ -12,10 +12,10 @@ from skimage import data as pictures
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from data_pipeline.manifest import ClassInfo, Manifest
-from data_pipeline.stream import DataConfig
+from data_pipeline.manifest.format import ClassInfo, Manifest
+from data_pipeline.reading.stream import DataConfig
 from trainer.classifiers import build_classifier, parse_classifier
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.metrics.features import ClassifierFeatures, InceptionFeatures, open_features
 from trainer.metrics.health import CollapseWatch, HealthWatch, largest_singular_value, singular_values
 from trainer.metrics.judge import ClassSums, Judge, discriminability, shrink_and_enlarge, study_resolutions

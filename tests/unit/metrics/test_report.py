@@ -11,10 +11,11 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
-from trainer import evaluate, report
-from trainer.errors import SettingError, TrainerError
-from trainer.metrics.charts import Series, line_chart, nice_ticks, scatter_chart
-from trainer.metrics.report_data import differences, read_run
+from trainer import evaluate
+from trainer.foundation.errors import SettingError, TrainerError
+from trainer.report import __main__ as report
+from trainer.report.charts import Series, line_chart, nice_ticks, scatter_chart
+from trainer.report.data import differences, read_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from trainer.config import load_config
+from trainer.methods import build_objective, check_objective
 from trainer.models import build_discriminator, build_generator
-from trainer.objectives import build_objective, check_objective
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

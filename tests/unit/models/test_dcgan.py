@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.layers import BatchNorm2d

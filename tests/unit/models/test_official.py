@@ -11,8 +11,8 @@ from torch.autograd import gradcheck
 
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
-from trainer.models.official import official_counters, official_names
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
+from trainer.official.names import official_counters, official_names
 
 FORMS = {32: (3, 4, 2), 64: (4, 5, 5), 128: (5, 6, 5)}  # blocks of G, blocks of D, halvings of D
 CONDITIONINGS = {"projection": ProjectionConfig(), "concat": ConcatConfig(dimension=6), "none": UnconditionalConfig()}

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.models import ModelConfig, build_discriminator, build_generator, replica_passes
 from trainer.models.layers import BatchNorm2d, SpectralLayer
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
-from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
 
 MODEL = ModelConfig(resolution=8, image_channels=1, classes=3, latent_dim=4)
 REPLICAS = 3

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig

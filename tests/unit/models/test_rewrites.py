@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from trainer.config import load_config
-from trainer.launch import read_launch
+from trainer.methods import Latents, RealAndLatents, build_objective
 from trainer.models import build_discriminator, build_generator, replica_passes, rewrites
 from trainer.models.resnet import ResNetGenerator
 from trainer.models.rewrites import expand
-from trainer.objectives import Latents, RealAndLatents, build_objective
-from trainer.speed import PLAIN, SpeedConfig, apply_speed, draws_inside
+from trainer.models.traits import draws_inside
+from trainer.processes.launch import read_launch
+from trainer.speed.apply import apply_speed
+from trainer.speed.settings import PLAIN, SpeedConfig
 
 CONFIGS = sorted((Path(__file__).resolve().parents[3] / "configs").glob("*.yaml"))
 LAUNCH = read_launch()

@@ -4,21 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
+from trainer.methods import ACGANConfig, AdversarialConfig, Latents, RealAndLatents, build_objective, check_objective
+from trainer.methods.adversarial import GradientPenaltyConfig, R1Config
+from trainer.methods.terms.losses import LOSSES, classification
 from trainer.models import ModelConfig
 from trainer.models.conditioning import AuxiliaryClassifierConfig, DiscriminatorOutput
 from trainer.models.dcgan import DCGANDiscriminatorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig
-from trainer.objectives import (
-    ACGANConfig,
-    AdversarialConfig,
-    Latents,
-    RealAndLatents,
-    build_objective,
-    check_objective,
-)
-from trainer.objectives.adversarial import GradientPenaltyConfig, R1Config
-from trainer.objectives.losses import LOSSES, classification
 
 
 class Toy(nn.Module):

@@ -6,11 +6,9 @@ from torch import Tensor, nn
 
 from trainer.classifiers import Classifier, SmallClassifierConfig
 from trainer.classifiers.classifier import Preprocessing
-from trainer.errors import CheckpointError, SettingError
-from trainer.launch import Launch
-from trainer.models.conditioning import DiscriminatorOutput
-from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
-from trainer.objectives.guidance import (
+from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
+from trainer.methods.terms.guidance import (
     DIGEST,
     ClassifierLossConfig,
     GuidedObjective,
@@ -21,6 +19,8 @@ from trainer.objectives.guidance import (
     only_the_guiding_is_pleased,
     weight_at,
 )
+from trainer.models.conditioning import DiscriminatorOutput
+from trainer.processes.launch import Launch
 
 SMALL = SmallClassifierConfig(weights="somewhere")
 Parts = tuple[nn.Linear, nn.Linear, Classifier]

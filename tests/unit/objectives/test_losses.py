@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from trainer.objectives import penalties
-from trainer.objectives.losses import LOSSES, classification
+from trainer.methods.terms import penalties
+from trainer.methods.terms.losses import LOSSES, classification
 
 REAL = [-2.0, -0.5, 0.3, 1.0, 4.0]
 FAKE = [-3.0, 0.0, 0.7, 2.0]

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointConfig, CheckpointStore, StoreFailure, state_hash
-from trainer.checkpoint_verbs import main
-from trainer.commits import encode_manifest
-from trainer.errors import CheckpointError
+from trainer.checkpoint.__main__ import main
+from trainer.checkpoint.commits import CheckpointConfig, CheckpointStore, StoreFailure, state_hash
+from trainer.checkpoint.format import encode_manifest
+from trainer.foundation.errors import CheckpointError
 
 
 def make_state(iteration: int) -> dict[str, torch.Tensor]:

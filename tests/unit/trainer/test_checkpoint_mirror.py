@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.mirror import RunFolder
-from trainer.stores import Store
+from trainer.foundation.stores import Store
+from trainer.telemetry.mirror import RunFolder
 
 
 def test_local_run_is_its_own_folder(tmp_path: Path) -> None:

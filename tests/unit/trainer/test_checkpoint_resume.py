@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trainer.errors import NonFinite, SettingError
-from trainer.guards import check_finite, first_non_finite
-from trainer.resume import check_data, check_settings, differences
+from trainer.checkpoint.guards import check_finite, first_non_finite
+from trainer.checkpoint.resume import check_data, check_settings, differences
+from trainer.foundation.errors import NonFinite, SettingError
 
 BEFORE = {
     "run": {"seed": 1, "log_every": 100},

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointConfig, CheckpointStore
-from trainer.checkpoint_verbs import main
-from trainer.commits import Commit
-from trainer.retention import Cleaning, clean, expendable, read_scores, record_scores
+from trainer.checkpoint.__main__ import main
+from trainer.checkpoint.commits import CheckpointConfig, CheckpointStore
+from trainer.checkpoint.format import Commit
+from trainer.checkpoint.retention import Cleaning, clean, expendable, read_scores, record_scores
 
 
 def commit(iteration: int, writer: int = 1) -> Commit:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import saver as saver_module
-from trainer.checkpoint import CheckpointConfig, CheckpointStore
-from trainer.commits import Commit
-from trainer.errors import CheckpointError, NonFinite
-from trainer.lease import LeaseLost
-from trainer.saver import Saver, StoreOverdue
+from trainer.checkpoint import saver as saver_module
+from trainer.checkpoint.commits import CheckpointConfig, CheckpointStore
+from trainer.checkpoint.format import Commit
+from trainer.checkpoint.lease import LeaseLost
+from trainer.checkpoint.saver import Saver, StoreOverdue
+from trainer.foundation.errors import CheckpointError, NonFinite
 
 LONG = 60.0  # nothing waits that long unless it is broken
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer import class_splits
-from trainer.commits import MANIFEST, Attempt
+from trainer.checkpoint.format import MANIFEST, Attempt
 from trainer.config import load_config
 
 
@@ -51,7 +51,7 @@ def test_table_tells_values_and_what_is_missing(
 
 
 def test_own_selection_is_refused(tiny: Callable[..., Path]) -> None:
-    from trainer.errors import SettingError
+    from trainer.foundation.errors import SettingError
 
     with pytest.raises(SettingError, match=r"data\.classes: "):
         class_splits.main(["settings", "1", "2", str(tiny("study")), "--data.classes", "[1, 2]"])

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from trainer.curves import copy_curves
-from trainer.stores import Store
+from trainer.foundation.stores import Store
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint.commits import CheckpointStore
+from trainer.classifiers.training import save_classifier, train_classifier
 from trainer.config import as_yaml, load_config
-from trainer.errors import CheckpointError, SettingError
-from trainer.launch import Launch
-from trainer.loop import train
-from trainer.metrics.classifier import save_classifier, train_classifier
-from trainer.objectives.guidance import DIGEST, PREFIX, REFERENCE, STOPPED_AT
+from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.methods.terms.guidance import DIGEST, PREFIX, REFERENCE, STOPPED_AT
+from trainer.processes.launch import Launch
+from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 Tiny = Callable[..., Path]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.errors import TrainerError
-from trainer.launch import Launch, held_description, read_launch
+from trainer.foundation.errors import TrainerError
+from trainer.processes.launch import Launch, held_description, read_launch
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -83,7 +83,8 @@ def test_a_launcher_that_starts_one_process_of_two_is_caught(tmp_path: Path, how
     """`accelerate launch --cpu --num_processes 2` starts one, without a word."""
     script = tmp_path / "script.py"
     script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport trainer.launch\ntrainer.launch.read_launch()"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from trainer.processes.launch import read_launch\nread_launch()"
     )
     words = ["--cpu", "--num_processes", "2"]
     if how == "yaml":

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.checkpoint import CheckpointConfig, CheckpointStore
-from trainer.lease import FOLDER, LeaseLost, RestartLoop, acquire
-from trainer.stores import Store
+from trainer.checkpoint.commits import CheckpointConfig, CheckpointStore
+from trainer.checkpoint.lease import FOLDER, LeaseLost, RestartLoop, acquire
+from trainer.foundation.stores import Store
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_restarts_without_progress_end(tmp_path: Path) -> None:
 
 
 def test_history_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.lease._KEPT", 5)
+    monkeypatch.setattr("trainer.checkpoint.lease._KEPT", 5)
     for _ in range(12):
         lease = acquire(store, [])
         lease.release("complete", 1)

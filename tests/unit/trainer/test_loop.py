@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from data_pipeline.errors import DataError
-from trainer import loop
-from trainer.checkpoint import CheckpointStore
+from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
-from trainer.errors import CheckpointError, NonFinite, SettingError, TrainerError
-from trainer.launch import Launch
-from trainer.loop import train
-from trainer.player import Player
+from trainer.foundation.errors import CheckpointError, NonFinite, SettingError, TrainerError
+from trainer.players.player import Player
+from trainer.processes.launch import Launch
+from trainer.training import loop
+from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 Tiny = Callable[..., Path]

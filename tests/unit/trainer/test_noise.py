@@ -5,23 +5,23 @@ import itertools
 
 import torch
 
-from trainer import noise
+from trainer.foundation import keys
 
 
 def test_keys_differ_in_every_counter() -> None:
-    keys = [
-        noise.key(*counters)
+    made = [
+        keys.key(*counters)
         for counters in itertools.product((0, 1), ("latents", "labels"), (0, 1, 11), (0, 1), (0, 1, 11))
     ]
-    assert len(set(keys)) == len(keys)
-    assert all(0 <= key < 2**63 for key in keys)
+    assert len(set(made)) == len(made)
+    assert all(0 <= key < 2**63 for key in made)
 
 
 def test_golden_draws() -> None:
     """If this fails, checkpoints of earlier versions no longer go on as they would have."""
-    latents = noise.draw_latents(noise.generator(5, "latents", 7, 2, 1), 40, 16, "normal")
-    labels = noise.draw_labels(noise.generator(5, "labels", 7, 2, 1), 400, 10)
-    assert noise.key(5, "latents", 7, 2, 1) == GOLDEN_KEY
+    latents = keys.draw_latents(keys.generator(5, "latents", 7, 2, 1), 40, 16, "normal")
+    labels = keys.draw_labels(keys.generator(5, "labels", 7, 2, 1), 400, 10)
+    assert keys.key(5, "latents", 7, 2, 1) == GOLDEN_KEY
     assert hashlib.sha256(labels.numpy().tobytes()).hexdigest()[:16] == GOLDEN_LABELS
     assert torch.allclose(latents.flatten()[:3], torch.tensor(GOLDEN_LATENTS), atol=1e-6)
 
@@ -30,14 +30,14 @@ def test_draws_do_not_touch_the_default_generator() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    noise.draw_latents(noise.generator(0, "latents"), 10, 4, "uniform")
+    keys.draw_latents(keys.generator(0, "latents"), 10, 4, "uniform")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_distributions() -> None:
-    normal = noise.draw_latents(noise.generator(0, "a"), 1000, 64, "normal")
-    uniform = noise.draw_latents(noise.generator(0, "a"), 1000, 64, "uniform")
-    labels = noise.draw_labels(noise.generator(0, "b"), 100_000, 10)
+    normal = keys.draw_latents(keys.generator(0, "a"), 1000, 64, "normal")
+    uniform = keys.draw_latents(keys.generator(0, "a"), 1000, 64, "uniform")
+    labels = keys.draw_labels(keys.generator(0, "b"), 100_000, 10)
     assert abs(float(normal.mean())) < 0.02
     assert abs(float(normal.std()) - 1) < 0.02
     assert uniform.min() >= -1

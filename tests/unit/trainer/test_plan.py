@@ -7,9 +7,9 @@ import torch
 
 from trainer import plan
 from trainer.config import load_config
-from trainer.errors import SettingError
-from trainer.speed import PLAIN
-from trainer.speed_costs import Cost, count
+from trainer.costs.counted import Cost, count
+from trainer.foundation.errors import SettingError
+from trainer.speed.settings import PLAIN
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 GIVEN = plan.Assumptions()

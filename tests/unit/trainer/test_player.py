@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.errors import CheckpointError
-from trainer.launch import Launch
-from trainer.player import AdamConfig, Player
+from trainer.foundation.errors import CheckpointError
+from trainer.players.player import AdamConfig, Player
+from trainer.processes.launch import Launch
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import preemption
-from trainer.preemption import StopRequest, clear_marker, grace_seconds, grace_warning, write_marker
+from trainer.processes import preemption
+from trainer.processes.preemption import StopRequest, clear_marker, grace_seconds, grace_warning, write_marker
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -35,7 +35,7 @@ def test_first_reason_counts() -> None:
 def test_second_interrupt_ends_the_process_at_once() -> None:
     program = """if True:
         import os, signal
-        from trainer.preemption import StopRequest
+        from trainer.processes.preemption import StopRequest
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGINT)
             print(stop.requested(), flush=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.schedule import ScheduleConfig, Stage, describe, learning_rate_factor
+from trainer.methods.schedule import ScheduleConfig, Stage, describe, learning_rate_factor
 
 PAPER = ScheduleConfig()
 

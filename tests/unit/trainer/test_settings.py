@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.config import as_yaml, help_text, load_config
-from trainer.errors import SettingError
+from trainer.foundation.errors import SettingError
 
 
 @pytest.mark.parametrize(

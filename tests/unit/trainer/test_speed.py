@@ -7,18 +7,23 @@ from itertools import cycle
 import pytest
 import torch
 
-from trainer import speed as speed_module
-from trainer.errors import SettingError
-from trainer.iteration import run_iteration
-from trainer.launch import read_launch
+from trainer.foundation.errors import SettingError
+from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.models import ModelConfig, build_discriminator, build_generator, layers
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.forms import placed_convolutions
 from trainer.models.layers import Convolution, kept_kernels
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
-from trainer.objectives import AdversarialConfig, Latents, RealAndLatents, build_objective
-from trainer.player import AdamConfig, Player
-from trainer.speed import PLAIN, SpeedConfig, apply_speed, can_group, choose_forms, describe_host, draws_inside
+from trainer.models.traits import draws_inside
+from trainer.players.player import AdamConfig, Player
+from trainer.processes.launch import read_launch
+from trainer.speed import apply
+from trainer.speed import autotune as speed_module
+from trainer.speed.apply import apply_speed, describe_host
+from trainer.speed.autotune import Tuned, choose_forms
+from trainer.speed.settings import PLAIN, SpeedConfig
+from trainer.training.ahead import can_group
+from trainer.training.iteration import run_iteration
 
 LAUNCH = read_launch()
 MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=4)
@@ -199,14 +204,8 @@ def test_what_draws_in_the_order_of_memory_keeps_its_layout():
         apply_speed(PLAIN, G, D, 32, LAUNCH)
 
 
-class Setting:
-    """What `choose_forms` looks at of a configuration."""
-
-    def __init__(self, folder, autotune=True):
-        self.speed = SpeedConfig(autotune=autotune)
-        self.model = MODEL
-        self.batch = type("Batch", (), {"real_per_replica": 2, "generated_per_replica": 2})
-        self.run = type("Run", (), {"dir": str(folder)})
+def tuned(networks):
+    return [Tuned(name, network, 32, 2) for name, network in zip(("generator", "discriminator"), networks, strict=True)]
 
 
 def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
@@ -215,26 +214,20 @@ def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
     answers = cycle(["plain", "plain by matrix"])
     asked = []
     monkeypatch.setattr(speed_module, "fastest_form", lambda item, *_: asked.append(item.name) or next(answers))
-    choose_forms(Setting(tmp_path), *pair, LAUNCH)
+    choose_forms(str(tmp_path), tuned(pair), LAUNCH)
     chosen = [(item.layer.form, item.layer.by_matrix) for item in items]
     assert len(asked) == len(items)
     assert {by_matrix for _, by_matrix in chosen} == {True, False}
     again = [player.module for player in players(SpeedConfig())]
-    choose_forms(Setting(tmp_path), *again, LAUNCH)
+    choose_forms(str(tmp_path), tuned(again), LAUNCH)
     assert len(asked) == len(items), "timed a second time"
     assert [
         (item.layer.form, item.layer.by_matrix) for network in again for item in placed_convolutions(network, 32)
     ] == chosen
-    choose_forms(
-        Setting(tmp_path), *again, replace(LAUNCH, precision="bf16")
-    )  # other timings are needed, and kept beside
+    # Other timings are needed, and kept next to the first.
+    choose_forms(str(tmp_path), tuned(again), replace(LAUNCH, precision="bf16"))
     assert len(asked) == 2 * len(items)
     assert len(json.loads((tmp_path / "speed.json").read_text())) == 2
-
-
-def test_without_autotune_nothing_is_timed_or_written(tmp_path):
-    choose_forms(Setting(tmp_path, autotune=False), *[player.module for player in players(PLAIN)], LAUNCH)
-    assert not list(tmp_path.iterdir())
 
 
 def test_timing_finds_a_form(monkeypatch):
@@ -257,11 +250,11 @@ def test_refusals():
         ({"bf16_gradients": True}, replace(LAUNCH, strategy="zero2"), r"^speed\.bf16_gradients: "),
     ]:
         with pytest.raises(SettingError, match=message):
-            speed_module.check_speed(SpeedConfig(**settings), launch)
+            apply.check_speed(SpeedConfig(**settings), launch)
     gpu = replace(LAUNCH, device=torch.device("cuda"), strategy="ddp")
     with pytest.raises(SettingError, match=r"^speed\.compile: is 'graphs'"):
-        speed_module.check_speed(SpeedConfig(compile="graphs"), gpu)
-    speed_module.check_speed(SpeedConfig(compile="blocks"), gpu)
+        apply.check_speed(SpeedConfig(compile="graphs"), gpu)
+    apply.check_speed(SpeedConfig(compile="blocks"), gpu)
 
 
 def test_the_first_lines_say_what_decides_about_speed(monkeypatch):

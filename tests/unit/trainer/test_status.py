@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.commits import MANIFEST, Attempt
-from trainer.errors import SettingError
-from trainer.preemption import write_marker
+from trainer.checkpoint.format import MANIFEST, Attempt
+from trainer.foundation.errors import SettingError
+from trainer.processes.preemption import write_marker
 from trainer.status import committed, read_status
 
 CONFIG = "run: {dir: DIR, iterations: 10}\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import stores
-from trainer.stores import Store
+from trainer.foundation import stores
+from trainer.foundation.stores import Store
 
 
 @pytest.fixture(params=["local", "file", "memory"])

@@ -1,0 +1,1 @@
+"""`python -m data_pipeline.make_shards SOURCE INPUT OUTPUT`: labelled images in, shards out."""

@@ -1,0 +1,1 @@
+"""What a folder of shards holds. `python -m data_pipeline.manifest show|verify URL`."""

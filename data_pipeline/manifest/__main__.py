@@ -1,0 +1,127 @@
+"""`manifest show|verify`: what a folder of shards holds, and whether every byte of it is what it was."""
+
+import argparse
+import hashlib
+import signal
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_pipeline.errors import DataError
+from data_pipeline.manifest.format import Manifest, ShardInfo, load_index, load_manifest
+from data_pipeline.storage.folder import Folder
+
+_BLOCK = 1 << 23
+_BARS = 40
+
+
+def describe(manifest: Manifest) -> Iterator[str]:
+    """The lines of `manifest show`."""
+    colour = {1: "grey", 3: "RGB"}[manifest.channels]
+    size = f"{manifest.resolution}x{manifest.resolution} {colour}"
+    yield f"{manifest.samples} samples of {len(manifest.classes)} classes, {size}"
+    yield f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; fingerprint {manifest.fingerprint}"
+    report = {k: v for k, v in manifest.report.items() if k != "unreadable"}
+    yield "made with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.options.items()))
+    yield "report: " + ", ".join(f"{k} {v}" for k, v in sorted(report.items()))
+    for name, why in manifest.report.get("unreadable", []):
+        yield f"  unreadable: {name}: {why}"
+    yield "shards:"
+    for shard in manifest.shards:
+        yield f"  {shard.name}  {shard.samples} samples  {shard.bytes} bytes  sha256 {shard.sha256[:16]}"
+    yield "classes (number, id, name, samples):"
+    most = max(entry.samples for entry in manifest.classes)
+    width = max(len(entry.name) for entry in manifest.classes)
+    for number, entry in enumerate(manifest.classes):
+        bar = "#" * max(1, round(_BARS * entry.samples / most))
+        yield f"  {number:4d}  {entry.id:>10}  {entry.name:<{width}}  {entry.samples:8d}  {bar}"
+
+
+def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int) -> tuple[list[str], np.ndarray]:
+    """What is wrong with one shard, and its samples per class."""
+    counts = np.zeros(classes, dtype=np.int64)
+    path = f"{shards}/{shard.name}"
+    try:
+        records = load_index(folder, shard)
+    except DataError as error:
+        return [str(error)], counts
+    if len(records) and not (records["label"].min() >= 0 and records["label"].max() < classes):
+        return [
+            f"{folder}/{shard.index}: labels reach {records['label'].max()}, the manifest has {classes} classes"
+        ], counts
+    counts += np.bincount(records["label"], minlength=classes)
+    problems = []
+    try:
+        size = shards.size(shard.name)
+        if size != shard.bytes:
+            problems.append(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again")
+        sha256 = hashlib.sha256()
+        for begin in range(0, size or 0, _BLOCK):
+            sha256.update(shards.read_range(shard.name, begin, min(_BLOCK, (size or 0) - begin)))
+        if sha256.hexdigest() != shard.sha256:
+            wrong = [
+                number
+                for number, record in enumerate(records)
+                if zlib.crc32(shards.read_range(shard.name, int(record["offset"]), int(record["size"])))
+                != record["crc32"]
+            ]
+            which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no image is damaged"
+            more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+            problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
+    except DataError as error:
+        problems.append(str(error))
+    return problems, counts
+
+
+def verify(url: str) -> list[str]:
+    """Check every byte of a folder of shards; what is wrong, one sentence each. Raises DataError without a manifest."""
+    manifest = load_manifest(url)
+    folder = Folder(url)
+    shards = Folder(manifest.base) if manifest.base else folder
+    problems = []
+    counts = np.zeros(len(manifest.classes), dtype=np.int64)
+    complete = True
+    for shard in manifest.shards:
+        found, labels = _verify_shard(folder, shards, shard, len(manifest.classes))
+        complete = complete and bool(labels.any())
+        problems += found
+        counts += labels
+    for number, entry in enumerate(manifest.classes):
+        if complete and counts[number] != entry.samples:
+            problems.append(
+                f"{folder}/manifest.json: class {number} ({entry.name}) has {entry.samples} samples, the "
+                f"indexes hold {counts[number]}"
+            )
+    return problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 = all is well, 1 = something is wrong (each said in one sentence)."""
+    parser = argparse.ArgumentParser(prog="python -m data_pipeline.manifest", description=__doc__)
+    parser.add_argument("action", choices=["show", "verify"])
+    parser.add_argument("url", metavar="URL", help="path or fsspec URL of the folder that holds manifest.json")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends quietly
+    try:
+        if given.action == "show":
+            print("\n".join(describe(load_manifest(given.url))))
+            return 0
+        problems = verify(given.url)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if not problems:
+        manifest = load_manifest(given.url)
+        print(
+            f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes} bytes: every "
+            "byte is as it was written"
+        )
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Folders and objects behind paths and URLs."""

@@ -1,0 +1,124 @@
+"""Folders at a path or an fsspec URL: small whole-file reads and writes, with errors that say what to do.
+
+Whole shards of remote folders go through `data_pipeline.reading.cache`.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from data_pipeline.errors import DataError
+from data_pipeline.storage.retrying import Limits, Store, open_filesystem, redact
+
+
+class Folder:
+    """A folder at a local path or an fsspec URL; credentials come from the usual environment and configuration
+    files."""
+
+    def __init__(self, url: str | os.PathLike[str], limits: Limits | None = None) -> None:
+        self.url = os.fspath(url)
+        self.limits = limits or Limits()
+        self.local: Path | None
+        if "://" in self.url and not self.url.startswith("file://"):
+            self.local = None
+            self.fs, self.root = open_filesystem(self.url, self.limits)
+        else:
+            self.local = Path(self.url.removeprefix("file://"))
+            self.fs, self.root = fsspec.filesystem("file"), str(self.local.absolute())
+        self.store = Store(self.fs, self.limits)
+
+    def __str__(self) -> str:
+        return redact(self.url.rstrip("/"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folder, (self.url, self.limits)
+
+    def path(self, name: str) -> str:
+        """The name inside the folder as the file system wants it; absolute names stay what they are."""
+        return name if name.startswith("/") else f"{self.root}/{name}"
+
+    @contextlib.contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{self.path(name)}: there is no such file; check the path") from None
+        except OSError as error:
+            raise DataError(f"{self.path(name)}: cannot be read ({error.strerror}); check the file") from None
+
+    def exists(self, name: str) -> bool:
+        if self.local is not None:
+            return os.path.exists(self.path(name))
+        return bool(self.store.call(f"{self}/{name}", "exists", self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """The file's size in bytes. Raises DataError."""
+        if self.local is not None:
+            with self._errors(name):
+                return os.path.getsize(self.path(name))
+        return self.store.size(f"{self}/{name}", self.path(name))
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes. Raises DataError."""
+        if self.local is not None:
+            with self._errors(name):
+                return Path(self.path(name)).read_bytes()
+        return bytes(self.store.call(f"{self}/{name}", "cat_file", self.path(name)))
+
+    def read_range(self, name: str, begin: int, size: int) -> bytes:
+        """Bytes [begin, begin + size) of a file; fewer only at its end. Raises DataError."""
+        if self.local is not None:
+            with self._errors(name), open(self.path(name), "rb") as file:
+                return os.pread(file.fileno(), size, begin)
+        return self.store.read_range(f"{self}/{name}", self.path(name), begin, size)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file so that it is there whole or not at all."""
+        if self.local is None:
+            # Object stores show an object only when its PUT is complete.
+            self.store.call(f"{self}/{name}", "pipe_file", self.path(name), data)
+            return
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def put(self, source: Path, name: str) -> None:
+        """Move a finished local file into the folder, so that it is there whole or not at all."""
+        if self.local is None:
+            self.store.call(f"{self}/{name}", "put_file", str(source), self.path(name))
+            source.unlink()
+        else:
+            target = self.local / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(target)
+
+    def names(self) -> list[str]:
+        """The names of the files that lie directly in the folder, sorted. Raises DataError."""
+        if self.local is not None:
+            return (
+                sorted(entry.name for entry in os.scandir(self.local) if entry.is_file()) if self.local.is_dir() else []
+            )
+        try:
+            found = self.store.call(str(self), "ls", self.root, detail=False)
+        except DataError as error:
+            if "404" in str(error):
+                return []
+            raise
+        return sorted(str(path).rstrip("/").rsplit("/", 1)[-1] for path in found)
+
+    def remove(self, name: str) -> None:
+        if self.exists(name):
+            self.store.call(f"{self}/{name}", "rm", self.path(name), recursive=True)

@@ -1,0 +1,1 @@
+"""Checkpoints: logical, committed, verified. `python -m trainer.checkpoint` looks at those of a run."""

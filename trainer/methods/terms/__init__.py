@@ -1,0 +1,1 @@
+"""Terms of a loss: each is a file."""

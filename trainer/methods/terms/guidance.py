@@ -1,0 +1,198 @@
+"""The loss of a frozen classifier on generated images, added to a generator's loss for a range of iterations.
+
+The projection paper's last experiment (Miyato & Koyama 2018, arXiv v1, appendix B, "following PPGN"): generator loss =
+adversarial + weight x L_C, where L_C is the cross-entropy of a classifier pretrained on ILSVRC2012. It makes images
+easier to recognise, for that classifier at least, and less varied. The paper's weight is not known.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from trainer.classifiers import Classifier, ClassifierConfig
+from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.methods.adversarial import Discriminator, Generator, Latents, RealAndLatents
+from trainer.methods.protocol import Objective
+
+PREFIX = "classifier_loss/"
+"""What the state's tensors of the stage are called."""
+DIGEST, REFERENCE, STOPPED_AT = f"{PREFIX}digest", f"{PREFIX}reference", f"{PREFIX}stopped_at"
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class ClassifierLossConfig:
+    """The fine-tuning stage: which classifier's loss is added to the generator's, when, and how much of it."""
+
+    classifier: ClassifierConfig
+    """The guiding classifier, whose loss is minimised."""
+    independent: ClassifierConfig | None = None
+    """Another classifier, which only watches: what pleases the guiding one alone, it will not like."""
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Factor of the cross-entropy (in nats, mean over images). The paper's is not known. 0: the stage is watched, nothing
+    is added."""
+    begin: Annotated[int, Field(ge=0)] = 400_000
+    """The first iteration with the loss."""
+    until: Annotated[int, Field(ge=1)] = 450_000
+    """The first iteration that is again without it."""
+    ramp: Annotated[int, Field(ge=0)] = 0
+    """The weight rises linearly from 0 over so many iterations; 0: it is constant."""
+    maximum_ms_ssim: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Stop rule: the loss is switched off for good once the mean MS-SSIM of pairs of one class is above this."""
+    maximum_ms_ssim_rise: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Stop rule: the same, once it is by more than this above its value at `begin`."""
+    watch_every: Annotated[int, Field(ge=1)] = 1_000
+    """Iterations, counted from `begin`, between two measurements of accuracies and diversity (and applications of the
+    stop rule)."""
+    watch_samples: Annotated[int, Field(ge=2)] = 1_000
+    """Generated images of one measurement: pairs of the same class, the classes in turn."""
+
+    def __post_init__(self) -> None:
+        if self.until <= self.begin:
+            raise ValueError(
+                f"classifier_loss.until: is {self.until}, but the stage begins at classifier_loss.begin = {self.begin}; set "
+                "it to a later iteration"
+            )
+        if self.ramp > self.until - self.begin:
+            raise ValueError(
+                f"classifier_loss.ramp: is {self.ramp}, but the stage has {self.until - self.begin} iterations; set it to at "
+                "most that"
+            )
+
+
+class GuidedObjective:
+    """An objective whose generator's loss has the classifier's besides; the discriminator's is what it was.
+
+    The classifier sees the very images that the objective showed to the discriminator.
+    """
+
+    def __init__(self, objective: Objective, classifier: Classifier, logit_of: Tensor | None, weight: float) -> None:
+        """`logit_of` [classes]: the logit of each of the data's classes; None: class n is logit n."""
+        self.objective, self.classifier, self.logit_of, self.weight = objective, classifier, logit_of, weight
+
+    def discriminator_loss(self, G: Generator, D: Discriminator, batch: RealAndLatents) -> dict[str, Tensor]:
+        """The objective's own."""
+        return self.objective.discriminator_loss(G, D, batch)
+
+    def generator_loss(self, G: Generator, D: Discriminator, batch: Latents) -> dict[str, Tensor]:
+        """The objective's loss + weight x cross-entropy; logs the cross-entropy and the classifier's accuracy as well."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def watched(latents: Tensor, labels: Tensor) -> Tensor:
+            images = G(latents, labels)
+            seen.append((images, labels))
+            return images
+
+        terms = self.objective.generator_loss(watched, D, batch)
+        images, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*seen, strict=True))
+        logits = self.classifier(images)
+        targets = labels if self.logit_of is None else self.logit_of[labels]
+        cross_entropy = F.cross_entropy(logits, targets)
+        return {
+            **terms,
+            "loss": terms["loss"] + self.weight * cross_entropy,
+            "classifier_loss": cross_entropy.detach(),
+            "classifier_accuracy": (logits.detach().argmax(1) == targets).float().mean(),
+            "classifier_weight": torch.full((), self.weight, device=logits.device),
+        }
+
+
+def weight_at(config: ClassifierLossConfig, iteration: int) -> float:
+    """The weight in the update of `iteration` (counted from 0), the stop rule aside; 0 outside the stage.
+
+    With a ramp of r iterations it is weight x (t - begin + 1) / r, and `weight` from begin + r - 1 on.
+    """
+    if not config.begin <= iteration < config.until:
+        return 0.0
+    if config.ramp == 0:
+        return config.weight
+    return config.weight * min(1.0, (iteration - config.begin + 1) / config.ramp)
+
+
+def check_classifier_loss(
+    config: ClassifierLossConfig | None, *, classes: int, iterations: int, initialize_from: str | None
+) -> None:
+    """Raise ValueError, beginning with the setting, where the stage does not fit the rest of the experiment."""
+    if config is None:
+        return
+    if classes == 0:
+        raise ValueError(
+            "classifier_loss: needs a class for every generated image, but model.classes is 0; leave the section out, or "
+            "set model.classes"
+        )
+    if config.begin >= iterations:
+        raise ValueError(
+            f"classifier_loss.begin: is {config.begin}, but the run ends at run.iterations = {iterations}, so that the loss "
+            "would never be on; set it to an earlier iteration, or leave the section out"
+        )
+    number = (initialize_from or "").rpartition("@")
+    if number[1] and number[2].isdigit():
+        problem = first_iteration_problem(config, int(number[2]), str(initialize_from))
+        if problem:
+            raise ValueError(problem)
+
+
+def first_iteration_problem(config: ClassifierLossConfig | None, iteration: int, source: str) -> str | None:
+    """What is wrong with starting a fine-tuning run from another run's commit of `iteration`, if anything is."""
+    if config is None or iteration == config.begin:
+        return None
+    run = source.rpartition("@")[0] or source
+    return (
+        f"run.initialize_from: {source} is at iteration {iteration}, but the stage begins at classifier_loss.begin = "
+        f"{config.begin}; give {run}@{config.begin}, or set classifier_loss.begin to {iteration}"
+    )
+
+
+def check_first_iteration(config: ClassifierLossConfig | None, iteration: int, source: str) -> None:
+    """Raise `SettingError` unless a fine-tuning run that starts from another run's commit starts where its stage does."""
+    problem = first_iteration_problem(config, iteration, source)
+    if problem:
+        raise SettingError(problem)
+
+
+def check_digest(marks: Mapping[str, Tensor], classifier: Classifier) -> None:
+    """Raise `CheckpointError` if the checkpoint's stage was begun with other weights of the classifier."""
+    if DIGEST not in marks:
+        return
+    before = bytes(marks[DIGEST].tolist()).hex()
+    if before != classifier.digest:
+        raise CheckpointError(
+            f"classifier_loss.classifier: {classifier.description} has the sha256 {classifier.digest[:12]}..., but the run's "
+            f"checkpoints were made with {before[:12]}...; give the weights that the stage began with, or choose another "
+            "run.dir"
+        )
+
+
+def only_the_guiding_is_pleased(
+    before: tuple[float, float], after: tuple[float, float], least: float = 0.05
+) -> str | None:
+    """A warning where the guiding classifier's accuracy rose by at least `least`, and the independent's by less than a third
+    of that. Each pair: accuracy by the guiding and by the independent classifier, 0..1."""
+    guiding, independent = after[0] - before[0], after[1] - before[1]
+    if guiding < least or 3 * independent >= guiding:
+        return None
+    return (
+        f"only the guiding classifier is pleased: its accuracy on generated images went from {before[0]:.1%} to "
+        f"{after[0]:.1%}, the independent classifier's from {before[1]:.1%} to {after[1]:.1%}; the images fit one network "
+        "rather than their classes (lower classifier_loss.weight, or stop earlier)"
+    )
+
+
+def describe(config: ClassifierLossConfig | None) -> list[str]:
+    """One line for the dry run; none without the stage."""
+    if config is None:
+        return []
+    law = f"weight {config.weight:g}" + (f", rising over {config.ramp:,} iterations" if config.ramp else "")
+    rules = [
+        f"above {config.maximum_ms_ssim:g}" if config.maximum_ms_ssim is not None else "",
+        f"{config.maximum_ms_ssim_rise:g} above its first value" if config.maximum_ms_ssim_rise is not None else "",
+    ]
+    stop = " or ".join(rule for rule in rules if rule)
+    return [
+        f"iterations {config.begin:,} to {config.until:,}: loss of the classifier {config.classifier.name}, {law}"
+        + (f"; off once the MS-SSIM within classes is {stop}" if stop else "")
+    ]

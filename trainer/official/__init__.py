@@ -1,0 +1,1 @@
+"""The official Chainer code: its names and its snapshots."""

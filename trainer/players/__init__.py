@@ -1,0 +1,1 @@
+"""Players: networks that minimise one loss, their optimizers and their parallel strategies."""

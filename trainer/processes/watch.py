@@ -1,0 +1,201 @@
+"""The processes of one launch watch each other: if one is lost, the others end soon, and say which one it was.
+
+A collective whose partner is gone waits: for good under NCCL, for its time limit under gloo. So every process has a thread
+that tells the launch's key-value store once a second that it lives. Process 0 looks after all others, they look after
+process 0 and after the verdict that it, or a process that fails by itself, leaves in the store.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch.distributed as dist
+
+from trainer.foundation.errors import TrainerError
+from trainer.processes.launch import Launch
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 40.0
+"""Silence after which a process counts as lost, though nobody has lost its connection."""
+SILENT_AFTER_LOSS_SECONDS = 6.0
+"""The same after a collective has failed: then the silence only has to tell which process it was."""
+VERDICT_SECONDS = 20.0
+"""How long a process whose collective failed waits for the name of the lost one; launchers kill 30 s after SIGTERM."""
+STORE_SECONDS = 50.0
+"""How long a process goes on without the store: its machine may be lost, or the run may just be stopping in good order."""
+LEFT = "left"
+
+
+class LostProcess(TrainerError):
+    """Another process of the launch has failed or is gone."""
+
+
+class Watch:
+    """A context manager round everything that uses collectives; does nothing in a single process."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self._ending = threading.Event()
+        self._verdict: str | None = None
+        self._known = threading.Event()
+        self._collective_failed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if self.launch.world_size > 1:
+            self._launcher = os.getppid()
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
+            self._store = self._connect()
+            self._store.set(self._key("who", self.launch.rank), json.dumps(_identity()))
+            self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is None:
+            return
+        if error is None:
+            signal.signal(signal.SIGTERM, self._before)
+        if isinstance(error, RuntimeError) and _is_broken_collective(error):
+            # What broke it is more telling than gloo's or NCCL's words. It is told within seconds, or not at all.
+            self._collective_failed.set()
+            self._known.wait(VERDICT_SECONDS)
+        self._ending.set()
+        self._thread.join(timeout=5 * BEAT_SECONDS)
+        if self._collective_failed.is_set() and self._verdict:
+            raise LostProcess(self._verdict) from None
+        with contextlib.suppress(Exception):  # the store may have gone with its process
+            ordinary = error is None or (isinstance(error, SystemExit) and not error.code)
+            if not ordinary and not isinstance(error, LostProcess):
+                self._announce(f"process {self._name(self.launch.rank)} failed: {error}")
+            self._store.set(self._key("beat", self.launch.rank), LEFT)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """SIGTERM where the loop does not take it. A launcher sends it as soon as one of its processes has died, and it
+        must not cut off this one's sentence about that; without a failure it ends the process as ever."""
+        if sys.exc_info()[1] is None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _connect(self) -> Any:
+        """An own connection: the process group's is busy while a collective is set up."""
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
+        )
+
+    def _key(self, kind: str, rank: int | None = None) -> str:
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return f"menagerie/{start}/{kind}" + ("" if rank is None else f"/{rank}")
+
+    def _watch(self) -> None:
+        watched = range(1, self.launch.world_size) if self.launch.is_main else range(1)
+        heard = {rank: ("", time.monotonic()) for rank in watched}
+        beat, store_lost = 0, None
+        while not self._ending.wait(BEAT_SECONDS):
+            beat += 1
+            try:
+                self._store.set(self._key("beat", self.launch.rank), str(beat))
+                verdict = self._read_verdict() or self._judge(heard)
+                store_lost = None
+            except Exception:
+                verdict = None
+                store_lost = store_lost or time.monotonic()
+                if os.getppid() != self._launcher:
+                    return  # the launcher went, and the store with it; the run stops in good order (die_with_launcher)
+                if time.monotonic() - store_lost > STORE_SECONDS:
+                    where = os.environ["MASTER_ADDR"]
+                    verdict = f"the store of the launch at {where} has not answered for {STORE_SECONDS:.0f} s"
+            if verdict:
+                self._give_up(verdict)
+                return
+
+    def _read_verdict(self) -> str | None:
+        key = self._key("failed")
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def _judge(self, heard: dict[int, tuple[str, float]]) -> str | None:
+        """Look after the others; the verdict on the first one that is lost."""
+        now = time.monotonic()
+        limit = SILENT_AFTER_LOSS_SECONDS if self._collective_failed.is_set() else SILENT_SECONDS
+        for rank, (last, when) in heard.items():
+            key = self._key("beat", rank)
+            beat = self._store.get(key).decode() if self._store.check([key]) else ""
+            if beat != last:
+                heard[rank] = (beat, now)
+            elif beat != LEFT and (self._is_dead(rank) or now - when > limit):
+                verdict = f"process {self._name(rank)} is gone (killed, or its machine is lost)"
+                self._announce(verdict)
+                return verdict
+        return None
+
+    def _is_dead(self, rank: int) -> bool:
+        """Whether a process of this machine has ended; False where that cannot be seen."""
+        key = self._key("who", rank)
+        if not self._store.check([key]):
+            return False
+        who = json.loads(self._store.get(key))
+        if who["place"] != _identity()["place"]:
+            return False
+        try:
+            with open(f"/proc/{who['pid']}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] in ("Z", "X")
+        except FileNotFoundError:
+            return True
+
+    def _name(self, rank: int) -> str:
+        key = self._key("who", rank)
+        if not self._store.check([key]):
+            return str(rank)
+        who = json.loads(self._store.get(key))
+        return f"{rank} (pid {who['pid']} on {who['host']})"
+
+    def _announce(self, verdict: str) -> None:
+        """The first verdict stays: what follows from it is not the cause."""
+        self._store.compare_set(self._key("failed"), "", verdict)
+
+    def _give_up(self, verdict: str) -> None:
+        """End this process: from its main thread if that comes back from its collective, else from here."""
+        self._verdict = (
+            f"{verdict}; this process cannot go on without it. The same command goes on from the last checkpoint"
+        )
+        self._known.set()
+        if not self._ending.wait(SILENT_AFTER_LOSS_SECONDS):
+            print(f"error: {self._verdict}", file=sys.stderr, flush=True)
+            os._exit(LostProcess.exit_status)
+
+
+def die_with_launcher() -> None:
+    """Where a launcher started this process: ask for SIGTERM when the launcher dies (Linux), so that the run stops in good
+    order. Without it SIGKILL or SIGUSR1 to the launcher leaves processes that train on, unseen."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        prctl = getattr(ctypes.CDLL(None), "prctl", None)
+        if prctl is not None:
+            set_parent_death_signal = 1  # linux/prctl.h
+            prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _identity() -> dict[str, str | int]:
+    """Who this process is, and in which space its number counts."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        place = f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        place = f"unknown/{socket.gethostname()}/{os.getpid()}"
+    return {"pid": os.getpid(), "host": socket.gethostname(), "place": place}
+
+
+def _is_broken_collective(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)

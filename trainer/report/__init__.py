@@ -1,0 +1,1 @@
+"""`python -m trainer.report RUN`: one HTML page about one run or several."""

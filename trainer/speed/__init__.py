@@ -1,0 +1,1 @@
+"""How the training step is computed, not what."""

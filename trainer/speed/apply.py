@@ -1,0 +1,99 @@
+"""The settings of `speed.*`, put into the networks."""
+
+import os
+from dataclasses import fields
+
+import torch
+from torch import nn
+
+from trainer.foundation.errors import SettingError
+from trainer.models.forms import MATRIX, Placed, fixed_form, placed_convolutions, set_form, set_fused
+from trainer.models.traits import draws_inside
+from trainer.processes.launch import Launch
+from trainer.speed.settings import SpeedConfig
+
+
+def apply_speed(
+    speed: SpeedConfig, generator: nn.Module, discriminator: nn.Module, resolution: int, launch: Launch
+) -> None:
+    """Put the settings into both networks, which were built for `resolution`. Raises `SettingError`."""
+    check_speed(speed, launch)
+    for network in (generator, discriminator):
+        if not speed.channels_last and draws_inside(network):
+            raise SettingError(
+                "speed.channels_last: is false, but this network has dropout or noise, which is drawn in the order of memory: "
+                "it would be another training; set it to true"
+            )
+        set_fused(
+            network,
+            spectral_norm=speed.fused_spectral_norm,
+            conditional_norm=speed.fused_conditional_norm,
+            low_resolution=speed.low_resolution_shortcuts,
+        )
+    for network in (generator, discriminator):
+        for item in placed_convolutions(network, resolution):
+            set_form(item, _chosen(speed, item, launch.device))
+    if hasattr(generator, "recompute"):
+        setattr(generator, "recompute", speed.recompute_blocks)  # noqa: B010 (not declared by nn.Module)
+    elif speed.recompute_blocks:
+        raise SettingError(
+            "speed.recompute_blocks: is true, but this generator has no residual blocks; set it to false"
+        )
+    if launch.device.type == "cuda":
+        torch.backends.cudnn.benchmark = speed.cudnn_benchmark
+    if speed.compile != "none":
+        compile_blocks(speed, generator, discriminator)
+
+
+def _chosen(speed: SpeedConfig, item: Placed, device: torch.device) -> str:
+    if speed.convolutions == "measured":
+        return fixed_form(item, device)
+    if speed.convolutions == "matrix":
+        return "plain" + MATRIX
+    return speed.convolutions if speed.convolutions in item.resampling else "plain"
+
+
+def check_speed(speed: SpeedConfig, launch: Launch) -> None:
+    """Raise `SettingError` for settings that this launch cannot keep."""
+    if speed.compile != "none" and launch.device.type != "cuda":
+        raise SettingError(
+            f"speed.compile: is {speed.compile!r}, which is for GPUs, and this process has none (on a CPU compiling takes "
+            "longer than it gains); set it to none"
+        )
+    if speed.compile == "graphs" and launch.strategy != "single":
+        raise SettingError(
+            f"speed.compile: is 'graphs', which records the kernels of one process, and the launch asks for "
+            f"{launch.strategy}; set it to blocks"
+        )
+    if speed.bf16_gradients and launch.strategy in ("zero1", "zero2"):
+        raise SettingError(
+            f"speed.bf16_gradients: is true, but under {launch.strategy} DeepSpeed sends the gradients; set it to false"
+        )
+
+
+def compile_blocks(speed: SpeedConfig, *networks: nn.Module, backend: str = "inductor") -> None:
+    """Compile every residual block in place; names of parameters stay. The penalties' second derivatives are refused by
+    `trainer.config`, since compiled code has none."""
+    mode = "reduce-overhead" if speed.compile == "graphs" else None
+    for network in networks:
+        for block in getattr(network, "blocks", ()):
+            block.compile(backend=backend, mode=mode if backend == "inductor" else None, dynamic=False)
+
+
+def describe_host(speed: SpeedConfig, launch: Launch) -> str:
+    """The line at the start of a run: what of the machine and the environment decides about its speed."""
+    changed = [
+        f"{field.name} {getattr(speed, field.name)}"
+        for field in fields(SpeedConfig)
+        if getattr(speed, field.name) != getattr(SpeedConfig(), field.name)
+    ]
+    settings = f"speed: {', '.join(changed) or 'the defaults'}"
+    if launch.device.type == "cuda":
+        return f"{torch.cuda.get_device_name(launch.device)}; torch {torch.__version__}; {settings}"
+    threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "").lower()
+    waiting = f"waiting {policy or 'as OpenMP pleases'}"
+    if threads > 1 and policy != "passive":
+        waiting += (
+            " (where others use the machine too, spinning threads are up to ten times slower: OMP_WAIT_POLICY=passive)"
+        )
+    return f"CPU: threads {threads}, {waiting}; freed memory kept; torch {torch.__version__}; {settings}"

@@ -1,0 +1,162 @@
+"""What a run tells: TensorBoard, metrics.jsonl, log.txt, the status line, grids of samples."""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from trainer.foundation.pictures import draw_grid
+
+log = logging.getLogger("menagerie")
+
+
+class Telemetry:
+    """Writes the run's curves and pictures; exists in the main process only.
+
+    `iteration` is where the run goes on: whatever an earlier attempt wrote beyond it is dropped, so that a resumed run's
+    files are those of an undisturbed one.
+    """
+
+    def __init__(self, folder: Path, iteration: int, total: int) -> None:
+        self.folder = folder
+        self.total = total
+        self._start_iteration = iteration
+        self._start_time = time.monotonic()
+        self._metrics_file = folder / "metrics.jsonl"
+        _drop_records_from(self._metrics_file, iteration)
+        folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        self._handler = handler
+        self._services = _Services(self)
+        logging.getLogger("trainer").addHandler(self._services)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1 if iteration else None)
+        self.board.add_custom_scalars(CURVES)
+        self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def text(self, name: str, text: str, iteration: int) -> None:
+        """A text for TensorBoard's text page."""
+        self.board.add_text(name, f"```\n{text}\n```", iteration)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Named scalars of `iteration`, to TensorBoard and metrics.jsonl."""
+        for name, value in values.items():
+            self.board.add_scalar(name, value, iteration)
+        with self._metrics_file.open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+
+    def status(self, iteration: int, values: Mapping[str, float], note: str = "") -> None:
+        """One status line; `note` is put at its end."""
+        done = max(iteration - self._start_iteration, 1)
+        remaining = (time.monotonic() - self._start_time) / done * (self.total - iteration)
+        line = (
+            f"iteration {iteration:,}/{self.total:,} | images {values['progress/real_images']:,.0f} | "
+            f"{values['speed/images_per_second']:.1f} images/s | wait {values['speed/data_wait_share']:.1%} | "
+            f"D {values['loss/discriminator']:.3f} G {values['loss/generator']:.3f} | "
+            f"lr {values['learning_rate/generator']:.2e} | left {_duration(remaining)}{note}"
+        )
+        self.say(line)
+
+    def say(self, line: str) -> None:
+        """A line for the terminal and log.txt; does not tear a progress bar."""
+        if self.bar is None:
+            print(line, flush=True)
+        else:
+            self.bar.write(line)
+        log.warning("%s", line)
+
+    def advance(self) -> None:
+        """One iteration is done."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def grid(self, iteration: int, images: Tensor, names: Sequence[str]) -> None:
+        """A grid of uint8 images [rows, columns, c, h, w], a row per class, to samples/ and TensorBoard."""
+        picture = draw_grid(images, names)
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        temporary = folder / f".{iteration:08d}.png"
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, folder / f"{iteration:08d}.png")
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        self.board.add_image("samples", pixels.view(picture.height, picture.width, 3), iteration, dataformats="HWC")
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.board.close()
+        if self.bar is not None:
+            self.bar.close()
+        logging.getLogger("trainer").removeHandler(self._services)
+        log.removeHandler(self._handler)
+        self._handler.close()
+
+
+class _Services(logging.Handler):
+    """What checkpoints and stores warn of, said like any other line."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(logging.WARNING)
+        self._telemetry = telemetry
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._telemetry.say(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+CURVES = {
+    "Training": {
+        "losses": ["Multiline", ["loss/discriminator", "loss/generator"]],
+        "scores of D": ["Multiline", ["score/real", "score/fake"]],
+        "learning rates": ["Multiline", ["learning_rate/generator", "learning_rate/discriminator"]],
+    },
+    "Speed": {
+        "real images per second": ["Multiline", ["speed/images_per_second"]],
+        "share of time waiting for data": ["Multiline", ["speed/data_wait_share"]],
+    },
+    "Fine-tuning with a classifier": {
+        "accuracy by the guiding and by the independent classifier": [
+            "Multiline",
+            ["finetuning/guiding_accuracy", "finetuning/independent_accuracy"],
+        ],
+        "MS-SSIM within classes (higher: less varied)": ["Multiline", ["finetuning/ms_ssim"]],
+        "classifier's loss": ["Multiline", ["generator/classifier_loss", "finetuning/guiding_loss"]],
+    },
+    "Quality": {"class accuracy of generated images": ["Multiline", ["quality/class_accuracy"]]},
+}
+
+
+def _drop_records_from(path: Path, iteration: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the last line of a killed attempt
+        if record["iteration"] <= iteration:
+            kept.append(line + "\n")
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}d {hour:02d}:{minute:02d}:{second:02d}" if days else f"{hour}:{minute:02d}:{second:02d}"

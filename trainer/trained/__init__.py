@@ -1,0 +1,1 @@
+"""What a training gives: runs read from outside, exported models, their samplers."""
