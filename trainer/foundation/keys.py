@@ -5,6 +5,7 @@ alone, and a resumed run needs no generator state.
 """
 
 import hashlib
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -41,3 +42,25 @@ def draw_latents(source: torch.Generator, count: int, latent_dim: int, distribut
 def draw_labels(source: torch.Generator, count: int, classes: int) -> Tensor:
     """Labels int64 [count], uniform over the classes; zeros for an unconditional model (`classes` = 0)."""
     return torch.randint(max(classes, 1), (count,), generator=source)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one replica's draws in one turn."""
+
+    seed: int
+    iteration: int
+    turn: int
+    """The turn's number in its iteration."""
+    replica: int
+    rollbacks: int = 0
+    """How often the run has gone back; after each time the draws are others."""
+
+    def key(self, purpose: str) -> int:
+        """The key of the draw of this purpose."""
+        name = f"{purpose} after rollback {self.rollbacks}" if self.rollbacks else purpose
+        return key(self.seed, name, self.iteration, self.turn, self.replica)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A fresh generator on the CPU for the draw of this purpose."""
+        return torch.Generator().manual_seed(self.key(purpose))
