@@ -29,6 +29,7 @@ def work(way: str, batch: str, steps: int, repeats: int) -> None:
     import torch.distributed as dist
 
     from trainer.config import load_config
+    from trainer.costs.counted import turns_of
     from trainer.costs.timed import timed_iterations
     from trainer.processes.launch import read_launch, start_processes, stop_processes
 
@@ -47,10 +48,11 @@ def work(way: str, batch: str, steps: int, repeats: int) -> None:
         return time.monotonic()
 
     run = timed_iterations(config, training, now)
+    turns = config.objective.build(config.problem()).turns(0)  # the generator's, then the discriminator's
     for number in range(repeats + 1):
-        step = run(steps)
+        step = run(turns[: 1 + steps])
         if number and launch.is_main:
-            print(f"SECONDS {step.iteration(config.schedule.discriminator_steps)}", flush=True)
+            print(f"SECONDS {step.iteration(turns_of(config))}", flush=True)
     stop_processes()
 
 

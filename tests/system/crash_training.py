@@ -257,5 +257,5 @@ def kill_and_resume(training: Training, kills: int, seed: int, furthest: int) ->
 
 
 def _start_of(life: Life) -> int:
-    (opening,) = [line for line in life.lines if "going on from iteration" in line or "starting at iteration 0" in line]
+    (opening,) = [line for line in life.lines if "resumes at iteration" in line or "starts at iteration 0" in line]
     return int(opening.partition("iteration ")[2].split(" ")[0].rstrip(";").replace(",", ""))

@@ -44,7 +44,7 @@ def test_preempted_then_cancelled_then_submitted_again(site: Site) -> None:
     saved = max(site.iterations(job))
     site.wait_for_iterations(job, 3)
     assert cluster.job(job)["Restarts"] == "1"
-    assert f"going on from iteration {saved}" in site.log(job)
+    assert f"resumes at iteration {saved}" in site.log(job)
     assert not (run / "preempted.json").exists()
 
     # Cancelled by a person: it saves as well, and that is the end of the job.
