@@ -29,7 +29,7 @@ def main() -> None:
     generator = Generator.from_pretrained("exports/example")
     images = generator.sample(["Trouser", "Ankle boot"], count=8, seed=1)  # [16, 1, 32, 32] in [-1, 1]
 
-    pixels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).view(2, 8, 32, 32)
+    pixels = ((images + 1) * 127.5).clamp(0, 255).to(torch.uint8).reshape(2, 8, 32, 32)
     grid = pixels.permute(0, 2, 1, 3).reshape(2 * 32, 8 * 32)  # a row for each class
     Image.fromarray(grid.numpy()).save(f"{run}/example.png")
     print(f"{run}/example.png")
