@@ -7,13 +7,10 @@ CPU and wall time to that of its neighbour without a save, and the time the trai
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from functools import partial
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 WAYS = {"alone": 1, "without reduction": 2, "as in training": 2}
 
@@ -73,7 +72,7 @@ def measure(way: str, batch: str, steps: int, repeats: int, precision: str) -> f
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        command = [sys.executable, __file__, *arguments]
+        command = [sys.executable, "-m", "benchmarks.bench_scaling", *arguments]
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
     try:
         outputs = [process.communicate()[0] for process in running]

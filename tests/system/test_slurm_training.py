@@ -3,15 +3,12 @@
 The site file is cluster/sites/test.env; everything else is what users run.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from slurm_site import MARKS, Site, open_site
-
+from tests.support.slurm_site import MARKS, Site, open_site
 from trainer.checkpoint.commits import CheckpointStore, state_hash
 
 pytestmark = [*MARKS, pytest.mark.timeout(1800)]

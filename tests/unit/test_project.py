@@ -68,8 +68,6 @@ def test_the_readmes_commands_are_the_makefiles() -> None:
     for module in set(re.findall(r"python -m ((?:trainer|data_pipeline)\.[a-z_.]+)", readme)):
         places = [ROOT / (module.replace(".", "/") + end) for end in (".py", "/__main__.py")]
         assert any(place.exists() for place in places), f"README: there is no module {module}"
-            f"README: there is no module {module}"
-        )
     for path in set(re.findall(r"(?:configs|cluster)/[\w/.-]+\.(?:yaml|sh|sbatch)", readme)):
         assert (ROOT / path).exists(), f"README: there is no {path}"
 
