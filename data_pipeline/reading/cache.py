@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from data_pipeline.errors import DataError
 from data_pipeline.storage.retrying import Counters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("menagerie.data")
 
 Writer = Callable[[bytes, int], object]
 _BLOCK = 1 << 20

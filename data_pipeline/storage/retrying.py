@@ -24,7 +24,7 @@ from data_pipeline.errors import DataError
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("menagerie.data")  # its warnings are in the run's log
 
 PIECE = 8 << 20
 _SMALLEST_PIECE = 256 << 10

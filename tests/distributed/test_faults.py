@@ -49,14 +49,18 @@ def alive(pids: list[int]) -> list[int]:
         ("stuck", "process 1 (pid"),
     ],
 )
-def test_a_process_that_differs_or_fails_is_named(start: Callable[..., Life], fault: str, message: str) -> None:
+def test_a_process_that_differs_or_fails_is_named(
+    start: Callable[..., Life], tmp_path: Path, fault: str, message: str
+) -> None:
     life = start(fault, heartbeat_every=4)
     assert life.wait() != 0
     assert message in life.output
     if fault == "parameter":
         assert "heartbeat: at iteration 8 " in life.output
     if fault == "stuck":
-        assert "failed: a defect; this process cannot go on without it" in life.output
+        verdict = "failed: a defect; this process cannot go on without it"
+        assert verdict in life.output
+        assert (tmp_path / "run" / "log.txt").read_text().count(verdict) == 1
 
 
 def test_a_killed_process_is_named_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def set_rivals(url: str, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    logging.getLogger("trainer").setLevel(logging.ERROR)
+    logging.getLogger("menagerie").setLevel(logging.ERROR)
     mode, url, *rest = sys.argv[1:]
     if url.startswith("s3:"):
         importlib.import_module("s3fs")  # once, before the forks; no connection is made

@@ -28,7 +28,7 @@ from trainer.processes.launch import Launch, share_object
 
 FORMAT = "menagerie-reference-1"
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.metrics")
 
 
 def default_cache() -> Path:

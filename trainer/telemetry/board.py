@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from trainer.foundation.log import run_log
 from trainer.foundation.pictures import draw_grid
 
-log = logging.getLogger("menagerie")
+logger = logging.getLogger("menagerie")
 
 
 class Telemetry:
@@ -33,15 +35,12 @@ class Telemetry:
         self._metrics_file = folder / "metrics.jsonl"
         _drop_records_from(self._metrics_file, iteration)
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(handler)
-        self._handler = handler
-        self._services = _Services(self)
-        logging.getLogger("trainer").addHandler(self._services)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1 if iteration else None)
         self.board.add_custom_scalars(CURVES)
         self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._logging = ExitStack()
+        self._log = self._logging.enter_context(run_log(str(folder)))
+        self._log.open_in(folder, self.bar.write if self.bar else None)  # a bar's own write does not tear it
 
     def text(self, name: str, text: str, iteration: int) -> None:
         """A text for TensorBoard's text page."""
@@ -67,12 +66,8 @@ class Telemetry:
         self.say(line)
 
     def say(self, line: str) -> None:
-        """A line for the terminal and log.txt; does not tear a progress bar."""
-        if self.bar is None:
-            print(line, flush=True)
-        else:
-            self.bar.write(line)
-        log.warning("%s", line)
+        """A line for the terminal and log.txt."""
+        logger.info("%s", line)
 
     def advance(self) -> None:
         """One iteration is done."""
@@ -101,20 +96,8 @@ class Telemetry:
         self.board.close()
         if self.bar is not None:
             self.bar.close()
-        logging.getLogger("trainer").removeHandler(self._services)
-        log.removeHandler(self._handler)
-        self._handler.close()
-
-
-class _Services(logging.Handler):
-    """What checkpoints and stores warn of, said like any other line."""
-
-    def __init__(self, telemetry: Telemetry) -> None:
-        super().__init__(logging.WARNING)
-        self._telemetry = telemetry
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._telemetry.say(f"{record.levelname.lower()}: {record.getMessage()}")
+        self._log.close_file()
+        self._logging.close()
 
 
 CURVES = {

@@ -12,6 +12,7 @@ from data_pipeline.reading.selection import select_classes
 from data_pipeline.reading.stream import DataConfig, open_stream
 from trainer.config import Config, as_yaml, check_launch
 from trainer.foundation.errors import NonFinite
+from trainer.foundation.log import run_log
 from trainer.methods.places import batches_from, samples_before, sources_of
 from trainer.methods.protocol import Method, Shards
 from trainer.methods.schedule import learning_rate_factor
@@ -39,17 +40,18 @@ def train(config: Config, launch: Launch) -> bool:
     The same call goes on from the newest checkpoint in `run.dir`. Everything random or read from data at an iteration is
     a function of (seed, iteration, ...), so nothing but the players' state and the iteration is ever restored.
     """
-    attempt = _Attempt()
-    while True:
-        try:
-            return _train(config, launch, attempt)
-        except NonFinite as error:
-            attempt.rollbacks += 1
-            if attempt.rollbacks > config.run.rollbacks:
-                raise
-            logger.warning(
-                "going back to the last checkpoint (%d of %d): %s", attempt.rollbacks, config.run.rollbacks, error
-            )
+    with run_log(config.run.dir, launch.rank):
+        attempt = _Attempt()
+        while True:
+            try:
+                return _train(config, launch, attempt)
+            except NonFinite as error:
+                attempt.rollbacks += 1
+                if attempt.rollbacks > config.run.rollbacks:
+                    raise
+                if launch.is_main:
+                    left = f"{attempt.rollbacks} of {config.run.rollbacks}"
+                    logger.warning("going back to the last checkpoint (%s): %s", left, error)
 
 
 @dataclass
