@@ -5,6 +5,7 @@ CPU and wall time to that of its neighbour without a save, and the time the trai
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
@@ -46,7 +47,7 @@ def main() -> None:
         seed=0,
         replicas=config.batch.replicas,
         held=launch.held_replicas(config.batch.replicas),
-        batch_size=config.batch.real_per_replica,
+        sizes=itertools.repeat(config.batch.real_per_replica),
     ) as stream:
         keeper.check_data(stream.manifest)
         iteration = 0

@@ -8,6 +8,7 @@ OUT/CELL.pt: `half` and `final`, the states after half and all of the iterations
 `half` has the same bits at the end. OUT/CELL.start.pt, where it is there, is what the resumed run begins with instead.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -68,8 +69,8 @@ def train(
         seed=config.run.seed,
         replicas=config.batch.replicas,
         held=launch.held_replicas(config.batch.replicas),
-        batch_size=config.batch.real_per_replica,
-        first_batch=start * config.schedule.discriminator_steps,
+        sizes=itertools.repeat(config.batch.real_per_replica),
+        first_position=start * config.schedule.discriminator_steps * config.batch.real_per_replica,
     ) as stream:
         for iteration in range(start, stops[-1]):
             run_iteration(

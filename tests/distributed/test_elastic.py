@@ -1,5 +1,6 @@
 """The number of processes belongs to the launch: the same experiment on 1, 2 and 3 processes."""
 
+import itertools
 import json
 import subprocess
 from collections.abc import Callable
@@ -30,7 +31,9 @@ def test_the_draws_do_not_depend_on_the_process_count(tiny: Callable[..., Path],
     def draws(rank: int, world: int) -> list[torch.Tensor]:
         here = launch(rank, world)
         held = here.held_replicas(4)
-        with open_stream(config.data, seed=3, replicas=4, held=held, batch_size=4, first_batch=5 * 2) as stream:
+        with open_stream(
+            config.data, seed=3, replicas=4, held=held, sizes=itertools.repeat(4), first_position=5 * 2 * 4
+        ) as stream:
             tensors = []
             for iteration in range(5, 8):
                 steps = list(zip(*discriminator_draws(config, here, stream, iteration), strict=True))

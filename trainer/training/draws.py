@@ -48,17 +48,17 @@ def discriminator_draws(
     seed, batch = config.run.seed, config.batch
     held = launch.held_replicas(batch.replicas)
     for sub_step in range(1, config.schedule.discriminator_steps + 1):
-        images, labels, positions = next(stream)
+        data = next(stream)
         draws = []
         for row, replica in enumerate(held):
             source = None
             if batch.dequantize:
                 source = keys.generator(seed, "dequantization", iteration, sub_step, replica, launch.device)
-            real = normalise(images[row].to(launch.device), source)
+            real = normalise(data.images[row].to(launch.device), source)
             if config.data.horizontal_flip:
-                real = flip_half(real, positions[row], seed, replica)
+                real = flip_half(real, data.positions[row], seed, replica)
             fake = latents_of(config, launch, iteration, sub_step, replica, batch.real_per_replica, rollbacks)
-            real_labels = labels[row].to(launch.device, copy=True)
+            real_labels = data.labels[row].to(launch.device, copy=True)
             draws.append(RealAndLatents(real, real_labels, fake.latents, fake.labels))
         yield draws
 

@@ -1,5 +1,6 @@
 """The only training loop."""
 
+import itertools
 import logging
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -94,8 +95,8 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 seed=run.seed,
                 replicas=batch.replicas,
                 held=launch.held_replicas(batch.replicas),
-                batch_size=batch.real_per_replica,
-                first_batch=start * config.schedule.discriminator_steps,
+                sizes=itertools.repeat(batch.real_per_replica),
+                first_position=start * config.schedule.discriminator_steps * batch.real_per_replica,
                 pin_memory=launch.device.type == "cuda",
             )
         )
