@@ -4,13 +4,10 @@
 """
 
 import argparse
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seeds import ROOT, table, train
-
-sys.path.insert(0, str(ROOT))
+from studies.seeds import ROOT, table, train
 
 CONDITIONINGS = ("projection", "concat", "acgan")
 DATA = ROOT / "data" / "fashion32"

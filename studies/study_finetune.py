@@ -12,23 +12,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from trainer.classifiers import Classifier, parse_classifier  # noqa: E402
-from trainer.classifiers import build_classifier as build  # noqa: E402
-from trainer.classifiers.training import one_epoch  # noqa: E402
-from trainer.foundation.pixels import to_uint8  # noqa: E402
-from trainer.methods.terms.guidance import only_the_guiding_is_pleased  # noqa: E402
-from trainer.metrics.accuracy import generate  # noqa: E402
-from trainer.metrics.diversity import ms_ssim_diversity  # noqa: E402
-from trainer.metrics.frechet import Gaussian, Moments, frechet_distance  # noqa: E402
-from trainer.metrics.watched import Watched, measure  # noqa: E402
-from trainer.models import ModelConfig  # noqa: E402
-from trainer.trained.runs import load_generator  # noqa: E402
+from studies.seeds import ROOT
+from trainer.classifiers import Classifier, parse_classifier
+from trainer.classifiers import build_classifier as build
+from trainer.classifiers.training import one_epoch
+from trainer.foundation.pixels import to_uint8
+from trainer.methods.terms.guidance import only_the_guiding_is_pleased
+from trainer.metrics.accuracy import generate
+from trainer.metrics.diversity import ms_ssim_diversity
+from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.watched import Watched, measure
+from trainer.models import ModelConfig
+from trainer.trained.runs import load_generator
 
 DATA = ROOT / "data" / "fashion32"
 GUIDING, INDEPENDENT = (str(DATA / f"{name}.safetensors") for name in ("classifier", "independent"))

@@ -5,13 +5,10 @@ small classifier's features, in one table. One thread a training; a finished one
 """
 
 import argparse
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seeds import ROOT, table, train
-
-sys.path.insert(0, str(ROOT))
+from studies.seeds import ROOT, table, train
 
 FORMS = {"plain fp32": (True, "no"), "fast fp32": (False, "no"), "fast bf16": (False, "bf16")}
 SAMPLES = 5000

@@ -2,16 +2,15 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
-from crash_training import LAUNCHES, Life, Training, make_shards
-from loopback import free_ports
+from tests.support.checkout import environment, program
+from tests.support.crash_training import LAUNCHES, Life, Training, make_shards
+from tests.support.loopback import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,8 @@ def start(tiny: Callable[..., Path]) -> Iterator[Callable[..., Life]]:
 
     def begin(fault: str, **run: object) -> Life:
         path = tiny(run={"iterations": 100_000, "checkpoint_every": 2, **run})
-        command = [*LAUNCHES["ddp"][:-1], "tests/distributed/faulty_main.py", fault, str(path)]
-        lives.append(Life(command, os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+        command = [*LAUNCHES["ddp"][:-1], program("faulty_main.py"), fault, str(path)]
+        lives.append(Life(command, environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")))
         return lives[-1]
 
     yield begin

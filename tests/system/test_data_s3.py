@@ -5,16 +5,12 @@ import hashlib
 import itertools
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards import __main__ as make_shards
@@ -23,6 +19,7 @@ from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading import cache
 from data_pipeline.reading.stream import DataConfig, Stream, open_stream
 from data_pipeline.storage import retrying as store
+from tests.support.chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 pytestmark = pytest.mark.xdist_group("data-s3")  # one server for all
 

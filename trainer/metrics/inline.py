@@ -21,16 +21,14 @@ CLASSES = 20
 class InlineHealth:
     """Of one run."""
 
-    def __init__(
-        self, config: Config, class_names: Sequence[str], generator: nn.Module, discriminator: nn.Module
-    ) -> None:
+    def __init__(self, config: Config, class_names: Sequence[str], networks: Mapping[str, nn.Module]) -> None:
         self.config = config
         classes = config.model.classes
         self.labels = (
             [row * classes // CLASSES for row in range(CLASSES)] if classes > CLASSES else range(max(classes, 1))
         )
         self._names = [class_names[label] if classes else "the model" for label in self.labels]
-        self._watch = HealthWatch({"generator": generator, "discriminator": discriminator})
+        self._watch = HealthWatch(networks)
         self._collapse: CollapseWatch | None = None
 
     def at_log(self, values: Mapping[str, float]) -> tuple[dict[str, float], list[Warned]]:

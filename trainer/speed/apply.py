@@ -1,6 +1,7 @@
 """The settings of `speed.*`, put into the networks."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 
 import torch
@@ -13,12 +14,10 @@ from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
 
 
-def apply_speed(
-    speed: SpeedConfig, generator: nn.Module, discriminator: nn.Module, resolution: int, launch: Launch
-) -> None:
-    """Put the settings into both networks, which were built for `resolution`. Raises `SettingError`."""
+def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolution: int, launch: Launch) -> None:
+    """Put the settings into the networks, which were built for `resolution`. Raises `SettingError`."""
     check_speed(speed, launch)
-    for network in (generator, discriminator):
+    for network in networks.values():
         if not speed.channels_last and draws_inside(network):
             raise SettingError(
                 "speed.channels_last: is false, but this network has dropout or noise, which is drawn in the order of memory: "
@@ -30,19 +29,18 @@ def apply_speed(
             conditional_norm=speed.fused_conditional_norm,
             low_resolution=speed.low_resolution_shortcuts,
         )
-    for network in (generator, discriminator):
         for item in placed_convolutions(network, resolution):
             set_form(item, _chosen(speed, item, launch.device))
-    if hasattr(generator, "recompute"):
-        setattr(generator, "recompute", speed.recompute_blocks)  # noqa: B010 (not declared by nn.Module)
-    elif speed.recompute_blocks:
+        if hasattr(network, "recompute"):
+            setattr(network, "recompute", speed.recompute_blocks)  # noqa: B010 (not declared by nn.Module)
+    if speed.recompute_blocks and not any(hasattr(network, "recompute") for network in networks.values()):
         raise SettingError(
             "speed.recompute_blocks: is true, but this generator has no residual blocks; set it to false"
         )
     if launch.device.type == "cuda":
         torch.backends.cudnn.benchmark = speed.cudnn_benchmark
     if speed.compile != "none":
-        compile_blocks(speed, generator, discriminator)
+        compile_blocks(speed, *networks.values())
 
 
 def _chosen(speed: SpeedConfig, item: Placed, device: torch.device) -> str:

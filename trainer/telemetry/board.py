@@ -54,15 +54,15 @@ class Telemetry:
         with self._metrics_file.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
 
-    def status(self, iteration: int, values: Mapping[str, float], note: str = "") -> None:
-        """One status line; `note` is put at its end."""
+    def status(self, iteration: int, values: Mapping[str, float], players: Sequence[str], note: str = "") -> None:
+        """One status line with the players' losses and the first one's learning rate; `note` is put at its end."""
         done = max(iteration - self._start_iteration, 1)
         remaining = (time.monotonic() - self._start_time) / done * (self.total - iteration)
         line = (
             f"iteration {iteration:,}/{self.total:,} | images {values['progress/real_images']:,.0f} | "
             f"{values['speed/images_per_second']:.1f} images/s | wait {values['speed/data_wait_share']:.1%} | "
-            f"D {values['loss/discriminator']:.3f} G {values['loss/generator']:.3f} | "
-            f"lr {values['learning_rate/generator']:.2e} | left {_duration(remaining)}{note}"
+            f"{_losses(values, players)} | lr {values[f'learning_rate/{players[0]}']:.2e} | "
+            f"left {_duration(remaining)}{note}"
         )
         self.say(line)
 
@@ -134,6 +134,13 @@ CURVES = {
     },
     "Quality": {"class accuracy of generated images": ["Multiline", ["quality/class_accuracy"]]},
 }
+
+
+def _losses(values: Mapping[str, float], players: Sequence[str]) -> str:
+    """The players' losses, the last player's first, by initials where these tell the players apart."""
+    initials = [player[0].upper() for player in players]
+    short = dict(zip(players, initials if len(set(initials)) == len(players) else players, strict=True))
+    return " ".join(f"{short[p]} {values[f'loss/{p}']:.3f}" for p in reversed(players) if f"loss/{p}" in values)
 
 
 def _drop_records_from(path: Path, iteration: int) -> None:

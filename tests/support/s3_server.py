@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Self
 
 import s3fs
-from loopback import free_ports
+
+from tests.support.loopback import free_ports
 
 KEY, SECRET = "crash-key", "crash-secret"
 _START_SECONDS = 90.0

@@ -7,12 +7,13 @@ import torch
 
 from trainer import plan
 from trainer.config import load_config
-from trainer.costs.counted import Cost, count
+from trainer.costs.counted import Cost, count, turns_of
 from trainer.foundation.errors import SettingError
 from trainer.speed.settings import PLAIN
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 GIVEN = plan.Assumptions()
+PLAYERS = ("generator", "discriminator")
 
 
 def test_counted_operations_are_the_derived_ones():
@@ -20,9 +21,9 @@ def test_counted_operations_are_the_derived_ones():
     one = ["--batch.real_per_replica", "1", "--batch.generated_per_replica", "1"]
     config = load_config(str(CONFIGS / "imagenet128_projection.yaml"), one)
     cost = count(config, PLAIN, torch.device("cpu"))
-    assert cost.iteration(5) == pytest.approx(330e9, rel=0.005)
-    assert cost.parameters == (41_996_931, 30_041_857)
-    assert cost.activations > 4 * sum(cost.parameters) / 2
+    assert cost.iteration(turns_of(config)) == pytest.approx(330e9, rel=0.005)
+    assert cost.parameters == {"generator": 41_996_931, "discriminator": 30_041_857}
+    assert cost.activations > 4 * sum(cost.parameters.values()) / 2
 
 
 def test_a_reduction_costs_nothing_alone_and_the_slowest_link_among_many():
@@ -35,14 +36,14 @@ def test_a_reduction_costs_nothing_alone_and_the_slowest_link_among_many():
 
 def test_rows_deal_the_replicas_and_grow_the_batch_beyond_them():
     config = load_config(str(CONFIGS / "imagenet128_projection.yaml"))  # 4 replicas, 16 real images, 5 steps
-    cost = Cost(generator_step=1e12, discriminator_step=1e12, parameters=(1, 1), activations=1)
-    step = plan.Step(generator=2.0, discriminator=1.0)
+    cost = Cost(dict.fromkeys(PLAYERS, 1e12), dict.fromkeys(PLAYERS, 1), 1)
+    step = plan.Step({"generator": 2.0, "discriminator": 1.0})
     rows = {n: plan.row(config, cost, step, n, 1e12, GIVEN) for n in (1, 3, 4, 8)}
     assert [rows[n].seconds for n in (1, 3, 4, 8)] == pytest.approx([28.0, 14.0, 7.0, 7.0])
     assert [rows[n].replicas for n in (1, 3, 4, 8)] == [4, 4, 4, 8]
     assert rows[8].images == pytest.approx(5 * 8 * 16 / 7.0)
     assert rows[4].waiting == 0
-    slow = plan.row(config, Cost(1, 1, (10**9, 10**9), 1), step, 4, 1e9, GIVEN)
+    slow = plan.row(config, Cost(dict.fromkeys(PLAYERS, 1), dict.fromkeys(PLAYERS, 10**9), 1), step, 4, 1e9, GIVEN)
     assert 0 < slow.waiting < 1
 
 

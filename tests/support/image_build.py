@@ -11,7 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.checkout import ROOT
+
 BASE = "localhost/menagerie-base:12"
 IMAGE = "localhost/menagerie:proof"
 

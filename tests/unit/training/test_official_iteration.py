@@ -6,14 +6,13 @@ names, and shares no line with trainer/: gradients are torch.autograd's of this 
 
 import itertools
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.official_arrays import CLASSES, LATENT, official_discriminator, official_generator
 from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
@@ -21,9 +20,6 @@ from trainer.official.names import official_names
 from trainer.players.player import AdamConfig, Player
 from trainer.processes.launch import read_launch
 from trainer.training.iteration import run_iteration
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from official_arrays import CLASSES, LATENT, official_discriminator, official_generator
 
 MOVED = ("/u", "/avg_mean", "/avg_var")
 REAL, GENERATED, D_STEPS, ITERATIONS = 4, 6, 5, 4

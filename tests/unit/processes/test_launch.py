@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.checkout import environment
 from trainer.foundation.errors import TrainerError
 from trainer.processes.launch import Launch, held_description, read_launch
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def launch(rank: int, world_size: int) -> Launch:
@@ -82,10 +81,7 @@ def test_deepspeed_stages(monkeypatch: pytest.MonkeyPatch, stage: str, strategy:
 def test_a_launcher_that_starts_one_process_of_two_is_caught(tmp_path: Path, how: str) -> None:
     """`accelerate launch --cpu --num_processes 2` starts one, without a word."""
     script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from trainer.processes.launch import read_launch\nread_launch()"
-    )
+    script.write_text("from trainer.processes.launch import read_launch\nread_launch()")
     words = ["--cpu", "--num_processes", "2"]
     if how == "yaml":
         (tmp_path / "two.yaml").write_text(
@@ -93,7 +89,9 @@ def test_a_launcher_that_starts_one_process_of_two_is_caught(tmp_path: Path, how
         )
         words = ["--config_file", str(tmp_path / "two.yaml"), "--cpu"]
     accelerate = Path(sys.executable).parent / "accelerate"
-    done = subprocess.run([accelerate, "launch", *words, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [accelerate, "launch", *words, script], env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert (
         "num_processes (accelerate's YAML): 2 processes were asked for, but this one was started as one of 1"
         in done.stderr

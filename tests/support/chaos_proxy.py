@@ -6,7 +6,6 @@ import http.server
 import random
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +16,7 @@ from typing import Self
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from crash_s3 import S3Server
+from tests.support.s3_server import S3Server
 
 ERRORS = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "SlowDown"}
 

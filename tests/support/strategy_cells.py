@@ -1,6 +1,6 @@
 """Run by torchrun: trains the same few iterations once per CELL on the processes at hand, straight and resumed.
 
-usage: strategy_cells.py CONFIG OUT CELL...
+usage: tests/support/strategy_cells.py CONFIG OUT CELL...
 
 CELL is STRATEGY-PRECISION, as in zero2-bf16; fp64 only without ZeRO. Three more STRATEGIES: `deterministic` is
 run.deterministic, `synchronised` is batch.synchronised_norm, `halved` is speed.bf16_gradients, all with DDP.

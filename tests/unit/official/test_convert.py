@@ -1,12 +1,11 @@
 """Official snapshots, made here from random numbers under the official names, and what becomes of them."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from tests.support import reference
+from tests.support.official_arrays import CLASSES, FORMS, LATENT, official_discriminator, official_generator
 from trainer import convert
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import config_from_tree
@@ -14,11 +13,6 @@ from trainer.foundation.errors import SettingError
 from trainer.models import build_discriminator
 from trainer.official.snapshots import SnapshotError
 from trainer.trained.pretrained import open_generator
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-
-import reference
-from official_arrays import CLASSES, FORMS, LATENT, official_discriminator, official_generator
 
 
 def save(path, arrays):

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.checkout import ROOT
 from trainer.checkpoint.commits import CheckpointStore, state_hash
 
-ROOT = Path(__file__).resolve().parents[2]
 SINGLE = [sys.executable, "trainer/main.py"]
 DDP = [str(Path(sys.executable).parent / "accelerate"), "launch", "--config_file", "cluster/launch/cpu.yaml"]
 DDP.append("trainer/main.py")
@@ -116,7 +116,7 @@ class Training:
     def _store(self, what: str, name: str) -> str | None:
         program = """if True:
             import sys
-            from trainer.stores import Store
+            from trainer.foundation.stores import Store
             store, what, name = Store(sys.argv[1]), *sys.argv[2:]
             sys.stdout.write(store.get(name).decode() if what == "get" else str(store.put(name, b"")))
         """
@@ -257,5 +257,5 @@ def kill_and_resume(training: Training, kills: int, seed: int, furthest: int) ->
 
 
 def _start_of(life: Life) -> int:
-    (opening,) = [line for line in life.lines if "going on from iteration" in line or "starting at iteration 0" in line]
+    (opening,) = [line for line in life.lines if "resumes at iteration" in line or "starts at iteration 0" in line]
     return int(opening.partition("iteration ")[2].split(" ")[0].rstrip(";").replace(",", ""))

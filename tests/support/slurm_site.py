@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from crash_training import ROOT, make_shards
-from slurm_cluster import SlurmCluster, why_not
+
+from tests.support.crash_training import ROOT, make_shards
+from tests.support.slurm_cluster import SlurmCluster, why_not
 
 REASON = why_not()
 MARKS = [
