@@ -60,7 +60,9 @@ def in_this_process(path: Path, precision: str, *settings: str) -> State:
 def seeds_state(path: Path) -> State:
     """What a run begins with."""
     launch = Launch(0, 1, 0, torch.device("cpu"), "fp32", "single")
-    return {name: tensor.clone() for name, tensor in TrainingState(load_config(str(path)), launch).tensors().items()}
+    config = load_config(str(path))
+    state = TrainingState(config, config.objective.build(config.problem()), launch)
+    return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
 def difference(found: State, expected: State, exact: State) -> float:

@@ -23,7 +23,7 @@ run_iteration = loop.run_iteration
 def faulty(fault: str) -> Any:
     done = 0
 
-    def iteration(generator: Any, *arguments: Any, **named: Any) -> Any:
+    def iteration(method: Any, players: Any, *arguments: Any, **named: Any) -> Any:
         nonlocal done
         done += 1
         if fault == "data" and RANK == 1 and done == 3:
@@ -32,10 +32,10 @@ def faulty(fault: str) -> Any:
             if RANK == 1:
                 raise ValueError("a defect")
             time.sleep(600)  # as in a collective that never ends
-        scalars = run_iteration(generator, *arguments, **named)
+        scalars = run_iteration(method, players, *arguments, **named)
         if fault == "parameter" and RANK == 1 and done == 5:
             with torch.no_grad():
-                generator.module.blocks[1].conv1.weight[0, 0, 0, 0] += 1e-6
+                players["generator"].modules["generator"].blocks[1].conv1.weight[0, 0, 0, 0] += 1e-6
         return scalars
 
     return iteration

@@ -8,23 +8,20 @@ OUT/CELL.pt: `half` and `final`, the states after half and all of the iterations
 `half` has the same bits at the end. OUT/CELL.start.pt, where it is there, is what the resumed run begins with instead.
 """
 
-import itertools
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from data_pipeline.reading.stream import open_stream
 from trainer.config import Config, load_config
-from trainer.methods import build_objective
 from trainer.processes.launch import Launch, share_from_main, start_processes
-from trainer.training.draws import discriminator_draws, generator_draws, seed_layers
+from trainer.training.draws import Draws
 from trainer.training.iteration import run_iteration
+from trainer.training.loop import open_source
 from trainer.training.state import State
 
 SWITCHES = {
@@ -61,28 +58,23 @@ def train(
     config: Config, launch: Launch, tensors: dict[str, torch.Tensor] | None, start: int, stops: tuple[int, ...]
 ) -> list[dict[str, torch.Tensor]]:
     """The logical states at `stops`, from `tensors` or from the seed's own."""
-    state = State(config, launch)
+    method = config.objective.build(config.problem())
+    state, held = State(config, method, launch), launch.held_replicas(config.batch.replicas)
     state.load(share_from_main(launch, tensors or state.tensors()))
     found = []
-    with open_stream(
-        config.data,
-        seed=config.run.seed,
-        replicas=config.batch.replicas,
-        held=launch.held_replicas(config.batch.replicas),
-        sizes=itertools.repeat(config.batch.real_per_replica),
-        first_position=start * config.schedule.discriminator_steps * config.batch.real_per_replica,
-    ) as stream:
+    with open_source(config, method, "data", launch, start) as source:
         for iteration in range(start, stops[-1]):
+            draws = Draws(method, {"data": source}, config.run.seed, iteration, 0, held, launch.device)
             run_iteration(
-                state.generator,
-                state.discriminator,
-                build_objective(config.objective),
-                [widened(batch) for batch in generator_draws(config, launch, iteration, 0)],
-                [[widened(b) for b in step] for step in discriminator_draws(config, launch, stream, iteration, 0)],
+                method,
+                state.players,
+                method.turns(iteration),
+                lambda turn, draws=draws: [widened(draw) for draw in draws.of(turn)],  # type: ignore[misc]
+                state.memory,
                 launch=launch,
                 replicas=config.batch.replicas,
                 rate_factor=1.0,
-                seed_layers=partial(seed_layers, config, 0, iteration),
+                seed_layers=draws.seed_layers,
                 synchronised=config.batch.synchronised_norm,
                 speed=config.speed,
             )
@@ -91,10 +83,10 @@ def train(
     return found
 
 
-def widened(batch):  # type: ignore[no-untyped-def]
-    """The draws, in float64 where that is the default."""
+def widened(draw: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The draw, in float64 where that is the default."""
     dtype = torch.get_default_dtype()
-    return type(batch)(*(t.to(dtype) if t.is_floating_point() else t for t in batch))
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in draw.items()}
 
 
 @contextmanager

@@ -1,17 +1,20 @@
 """The classifier's loss in the generator's: its formula, its weight, when it is on, and that the classifier stays as it is."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support import games
+from tests.support.games import Draw, draw_of
 from trainer.classifiers import Classifier, SmallClassifierConfig
 from trainer.classifiers.classifier import Preprocessing
 from trainer.foundation.errors import CheckpointError, SettingError
-from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
 from trainer.methods.terms.guidance import (
     DIGEST,
     ClassifierLossConfig,
-    GuidedObjective,
+    ClassifierTerm,
     check_classifier_loss,
     check_digest,
     check_first_iteration,
@@ -19,10 +22,12 @@ from trainer.methods.terms.guidance import (
     only_the_guiding_is_pleased,
     weight_at,
 )
+from trainer.methods.terms.term import Term
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.processes.launch import Launch
 
 SMALL = SmallClassifierConfig(weights="somewhere")
+CONFIG = ClassifierLossConfig(classifier=SMALL, begin=0)
 Parts = tuple[nn.Linear, nn.Linear, Classifier]
 
 
@@ -50,17 +55,25 @@ def parts() -> tuple[nn.Linear, nn.Linear, Classifier]:
     return generator, critic, classifier
 
 
-def losses(parts: Parts, weight: float | None, chosen: Tensor | None = None) -> dict[str, Tensor]:
+def losses(
+    parts: Parts,
+    weight: float | None,
+    chosen: Tensor | None = None,
+    player: str = "generator",
+    draw: Draw | None = None,
+) -> dict[str, Tensor]:
+    """The losses of a player's turn in iteration 0, in which the stage is on."""
     generator, critic, classifier = parts
-    objective = build_objective(AdversarialConfig())
-    guided = objective if weight is None else GuidedObjective(objective, classifier, chosen, weight)
+    terms: tuple[Term, ...] = ()
+    if weight is not None:
+        terms = (ClassifierTerm(replace(CONFIG, weight=weight), classifier, chosen),)
     source = torch.Generator().manual_seed(1)
-    batch = Latents(torch.randn(6, 5, generator=source), torch.tensor([0, 1, 2, 0, 1, 2]))
-    return guided.generator_loss(
-        lambda z, y: generator(z).tanh().view(-1, 1, 8, 8),
-        lambda x, y: DiscriminatorOutput(critic(x.flatten(1))[:, 0]),
-        batch,
-    )
+    networks = {
+        "generator": lambda z, y: generator(z).tanh().view(-1, 1, 8, 8),
+        "discriminator": lambda x, y: DiscriminatorOutput(critic(x.flatten(1))[:, 0]),
+    }
+    draw = draw or draw_of(torch.randn(6, 5, generator=source), torch.tensor([0, 1, 2, 0, 1, 2]))
+    return games.losses(games.method_of(terms=terms), player, networks, draw)
 
 
 def test_the_formula(parts: Parts) -> None:
@@ -92,15 +105,11 @@ def test_the_gradient_reaches_the_generator_and_nothing_else(parts: Parts) -> No
 
     def loss() -> Tensor:
         z = torch.randn(6, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        objective = GuidedObjective(build_objective(AdversarialConfig()), classifier, chosen, 5.0)
         # float64 throughout: the classifier's own preprocessing is fp32 and has its own test
         classifier.preprocess = lambda images: images  # type: ignore[method-assign]
         classifier.both = lambda images: classifier.network(images)  # type: ignore[method-assign]
-        return objective.generator_loss(
-            lambda z, y: generator(z).tanh().view(-1, 1, 8, 8),
-            lambda x, y: DiscriminatorOutput(critic(x.flatten(1))[:, 0]),
-            Latents(z, torch.tensor([0, 1, 2, 0, 1, 2])),
-        )["loss"]
+        draw = draw_of(z, torch.tensor([0, 1, 2, 0, 1, 2]))
+        return losses((generator, critic, classifier), 5.0, chosen, draw=draw)["loss"]
 
     loss().backward()
     assert generator.weight.grad is not None
@@ -117,21 +126,11 @@ def test_the_gradient_reaches_the_generator_and_nothing_else(parts: Parts) -> No
 
 
 def test_the_discriminators_loss_is_untouched(parts: Parts) -> None:
-    generator, critic, classifier = parts
-    objective = build_objective(AdversarialConfig())
     source = torch.Generator().manual_seed(3)
     labels = torch.tensor([0, 1])
-    batch = RealAndLatents(
-        torch.randn(2, 1, 8, 8, generator=source), labels, torch.randn(2, 5, generator=source), labels
-    )
-    results = [
-        method.discriminator_loss(
-            lambda z, y: generator(z).tanh().view(-1, 1, 8, 8),
-            lambda x, y: DiscriminatorOutput(critic(x.flatten(1))[:, 0]),
-            batch,
-        )
-        for method in (objective, GuidedObjective(objective, classifier, None, 1.0))
-    ]
+    images, latents = torch.randn(2, 1, 8, 8, generator=source), torch.randn(2, 5, generator=source)
+    draw = draw_of(latents, labels, images, labels)
+    results = [losses(parts, weight, None, "discriminator", draw) for weight in (None, 1.0)]
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 

@@ -127,7 +127,7 @@ def test_a_whole_trainer_snapshot_can_be_trained_on(tmp_path):
     config = config_from_tree(restored.commit.info["settings"])
     player = Player(
         "discriminator",
-        build_discriminator(config.discriminator, config.model),
+        {"discriminator": build_discriminator(config.discriminator, config.model)},
         config.optimizer.discriminator,
         read_launch(),
     )

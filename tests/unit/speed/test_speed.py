@@ -7,15 +7,17 @@ from itertools import cycle
 import pytest
 import torch
 
+from tests.support.games import draw_of, method_of
 from trainer.foundation.errors import SettingError
-from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
+from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.models import ModelConfig, build_discriminator, build_generator, layers
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.forms import placed_convolutions
 from trainer.models.layers import Convolution, kept_kernels
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.traits import draws_inside
-from trainer.players.player import AdamConfig, Player
+from trainer.players.optimizers import AdamConfig
+from trainer.players.player import Player
 from trainer.processes.launch import read_launch
 from trainer.speed import apply
 from trainer.speed import autotune as speed_module
@@ -28,6 +30,11 @@ from trainer.training.iteration import run_iteration
 LAUNCH = read_launch()
 MODEL = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=4)
 REPLICAS, STEPS, BATCH = 2, 3, 3
+METHOD = method_of(
+    model=MODEL,
+    schedule=ScheduleConfig(discriminator_steps=STEPS),
+    batch=BatchConfig(real_per_replica=BATCH, generated_per_replica=BATCH),
+)
 SWITCHES = {
     "low_resolution_shortcuts": True,
     "fused_spectral_norm": True,
@@ -41,33 +48,37 @@ SWITCHES = {
 
 def players(speed):
     torch.manual_seed(0)
-    G = build_generator(ResNetGeneratorConfig(channels=4), MODEL).double()
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=4), MODEL).double()
-    apply_speed(speed, G, D, 32, LAUNCH)
+    modules = {"generator": build_generator(ResNetGeneratorConfig(channels=4), MODEL).double()}
+    modules["discriminator"] = build_discriminator(ResNetDiscriminatorConfig(channels=4), MODEL).double()
+    apply_speed(speed, modules, 32, LAUNCH)
     # Without a learning rate's amplification: Adam divides a gradient that is truly 0 by itself.
     config = AdamConfig(learning_rate=1e-3, epsilon=1e-2)
-    return [Player(n, m, config, LAUNCH, speed=speed) for n, m in (("generator", G), ("discriminator", D))]
+    return {n: Player(n, {n: m}, config, LAUNCH, speed=speed) for n, m in modules.items()}
 
 
-def draws(iteration, step, replica):
-    random = torch.Generator().manual_seed(1000 * iteration + 10 * step + replica)
+def generator_of(pair):
+    return pair["generator"].modules["generator"]
+
+
+def draws(iteration, turn, replica):
+    random = torch.Generator().manual_seed(1000 * iteration + 10 * turn.number + replica)
     z = torch.randn(BATCH, 4, generator=random, dtype=torch.float64)
     y = torch.randint(3, (BATCH,), generator=random)
     real = torch.randn(BATCH, 1, 32, 32, generator=random, dtype=torch.float64)
-    return RealAndLatents(real, y.flip(0), z, y)
+    return draw_of(z, y, real, y.flip(0))
 
 
-def iterate(pair, iteration, speed, objective=None):
-    first = [draws(iteration, 0, r) for r in range(REPLICAS)]
+def iterate(pair, iteration, speed, method=METHOD):
     return run_iteration(
-        *pair,
-        objective or build_objective(AdversarialConfig()),
-        [Latents(batch.latents, batch.labels) for batch in first],
-        ([draws(iteration, step, r) for r in range(REPLICAS)] for step in range(1, STEPS + 1)),
+        method,
+        pair,
+        method.turns(iteration),
+        lambda turn: [draws(iteration, turn, r) for r in range(REPLICAS)],
+        {},
         launch=LAUNCH,
         replicas=REPLICAS,
         rate_factor=1.0,
-        seed_layers=lambda step, replica: None,
+        seed_layers=lambda turn, replica: None,
         speed=speed,
     )
 
@@ -77,12 +88,12 @@ def train(*speeds):
     pair, before = None, None
     for iteration, speed in enumerate(speeds):
         if speed != before:
-            states = [player.state() for player in pair] if pair else None
+            states = [player.state() for player in pair.values()] if pair else None
             pair, before = players(speed), speed
-            for player, state in zip(pair, states or [], strict=False):
+            for player, state in zip(pair.values(), states or [], strict=False):
                 player.load(state)
         scalars = iterate(pair, iteration, speed)
-    return pair[0].state() | pair[1].state(), scalars
+    return pair["generator"].state() | pair["discriminator"].state(), scalars
 
 
 def differ(found, plain):
@@ -121,7 +132,7 @@ def test_the_images_of_all_steps_come_from_one_pass(monkeypatch):
     calls = []
     forward = Convolution.forward
     monkeypatch.setattr(Convolution, "forward", lambda self, x: calls.append(len(x)) or forward(self, x))
-    per_pass = len([m for m in players(PLAIN)[0].module.modules() if isinstance(m, Convolution)])
+    per_pass = len([m for m in generator_of(players(PLAIN)).modules() if isinstance(m, Convolution)])
     iterate(players(PLAIN), 0, PLAIN)
     assert calls == [BATCH] * per_pass * REPLICAS * (1 + STEPS)
     calls.clear()
@@ -130,26 +141,31 @@ def test_the_images_of_all_steps_come_from_one_pass(monkeypatch):
     assert sorted(calls) == sorted([BATCH] * per_pass * REPLICAS + [BATCH * STEPS] * per_pass * REPLICAS)
 
 
-def test_an_objective_with_latents_of_its_own_gets_images_of_them():
-    made = []
+def test_what_is_made_at_once_is_what_is_made_turn_by_turn():
+    """`ahead` may use the draws as it likes: here other latents, and two results."""
 
     class Own:
-        inner = build_objective(AdversarialConfig())
+        players, shown, changes = METHOD.players, METHOD.shown, ()
+        turns = staticmethod(METHOD.turns)
 
-        def discriminator_loss(self, G, D, batch):
-            with torch.no_grad():
-                made.append((G(batch.latents + 1, batch.labels), G(batch.latents, batch.labels)))
-            return self.inner.discriminator_loss(G, D, batch)
+        def ahead(self, turn, networks, draw):
+            if turn.player == "generator":
+                return {}
+            G = networks["generator"]
+            return {"other": G(draw["latents"] + 1, draw["labels"]), "fake_images": G(draw["latents"], draw["labels"])}
 
-        def generator_loss(self, G, D, batch):
-            return self.inner.generator_loss(G, D, batch)
+        def loss(self, turn, networks, draw, memory):
+            if "other" in draw:
+                made.append((draw["other"], draw["fake_images"]))
+            return METHOD.loss(turn, networks, draw, memory)
 
-    results = []
+    made, results = [], []
     for grouped in (True, False):
         fast = replace(PLAIN, grouped_generation=grouped)
         iterate(players(fast), 0, fast, Own())
         results.append(made[:])
         made.clear()
+    assert len(results[0]) == REPLICAS * STEPS
     for one, other in zip(*results, strict=True):
         for a, b in zip(one, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -161,12 +177,12 @@ def test_kernels_are_kept_while_the_generator_is_constant_and_no_longer(monkeypa
     monkeypatch.setattr(layers, "expand", lambda w, kind: calls.append(kind) or original(w, kind))
     kept = replace(PLAIN, convolutions="phases", kept_kernels=True)
     pair = players(kept)
-    layers_expanded = sum(1 for item in placed_convolutions(pair[0].module, 32) if "phases" in item.resampling)
+    layers_expanded = sum(1 for item in placed_convolutions(generator_of(pair), 32) if "phases" in item.resampling)
     iterate(pair, 0, kept)
     # Once for each replica's generator step, and once for all discriminator steps.
     assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
     # Nothing is left over that a sample taken later, of other weights, could be drawn with.
-    assert all(layer._kept is None for layer in pair[0].module.modules() if isinstance(layer, Convolution))
+    assert all(layer._kept is None for layer in generator_of(pair).modules() if isinstance(layer, Convolution))
     calls.clear()
     iterate(pair, 1, kept)  # the generator has moved: made again
     assert calls.count("phases") == layers_expanded * (REPLICAS + 1)
@@ -199,9 +215,9 @@ def test_what_draws_in_the_order_of_memory_keeps_its_layout():
     dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
     G, D = build_generator(DCGANGeneratorConfig(), dcgan), build_discriminator(DCGANDiscriminatorConfig(), dcgan)
     assert draws_inside(D)
-    apply_speed(SpeedConfig(), G, D, 32, LAUNCH)
+    apply_speed(SpeedConfig(), {"G": G, "D": D}, 32, LAUNCH)
     with pytest.raises(SettingError, match=r"^speed\.channels_last: "):
-        apply_speed(PLAIN, G, D, 32, LAUNCH)
+        apply_speed(PLAIN, {"G": G, "D": D}, 32, LAUNCH)
 
 
 def tuned(networks):
@@ -209,7 +225,7 @@ def tuned(networks):
 
 
 def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
-    pair = [player.module for player in players(SpeedConfig())]
+    pair = [player.modules[name] for name, player in players(SpeedConfig()).items()]
     items = [item for network in pair for item in placed_convolutions(network, 32)]
     answers = cycle(["plain", "plain by matrix"])
     asked = []
@@ -218,7 +234,7 @@ def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
     chosen = [(item.layer.form, item.layer.by_matrix) for item in items]
     assert len(asked) == len(items)
     assert {by_matrix for _, by_matrix in chosen} == {True, False}
-    again = [player.module for player in players(SpeedConfig())]
+    again = [player.modules[name] for name, player in players(SpeedConfig()).items()]
     choose_forms(str(tmp_path), tuned(again), LAUNCH)
     assert len(asked) == len(items), "timed a second time"
     assert [
@@ -233,7 +249,7 @@ def test_timings_are_kept_and_taken_up_again(tmp_path, monkeypatch):
 def test_timing_finds_a_form(monkeypatch):
     """A clock in which the second form is the fastest."""
     ticks = iter(range(10_000))
-    item = placed_convolutions(players(PLAIN)[0].module.float(), 32)[0]
+    item = placed_convolutions(generator_of(players(PLAIN)).float(), 32)[0]
     forms = []
     original = speed_module.set_form
     monkeypatch.setattr(speed_module, "set_form", lambda i, form: forms.append(form) or original(i, form))

@@ -1,7 +1,7 @@
 """The loop as a user meets it, in one process: what it writes, what it refuses, how it goes on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from data_pipeline.errors import DataError
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
 from trainer.foundation.errors import CheckpointError, NonFinite, SettingError, TrainerError
+from trainer.methods.protocol import Method
 from trainer.players.player import Player
 from trainer.processes.launch import Launch
 from trainer.training import loop
@@ -115,7 +116,7 @@ def test_a_run_can_start_from_another_runs_checkpoint(tiny: Tiny, tmp_path: Path
     assert state_of(tmp_path / "newest") == state_of(tmp_path / "base")
     with pytest.raises(CheckpointError, match="holds no checkpoint of iteration 3, only of 2, 4"):
         run(tiny("missing", run={"initialize_from": f"{base}@3"}))
-    with pytest.raises(SettingError, match=r"run\.initialize_from: is '.*@x'; after @ stands the number"):
+    with pytest.raises(SettingError, match=r"run\.initialize_from: is '.*@x'; after @ comes the number"):
         run(tiny("wrong", run={"initialize_from": f"{base}@x"}))
     with pytest.raises(CheckpointError, match=r"generator: .* has shape"):
         run(tiny("wider", run={"initialize_from": base}, generator={"name": "resnet", "channels": 16}))
@@ -128,12 +129,13 @@ def test_a_diverged_run_goes_back_as_often_as_it_may(
     """NaN in iteration 4, seen in the losses of the next: back to iteration 4 (or 0), with other draws from there."""
     poisoned = 0
 
-    def run_iteration(generator: Player, *rest: object, **more: object) -> object:
+    def run_iteration(method: Method, players: Mapping[str, Player], *rest: object, **more: object) -> object:
         nonlocal poisoned
-        if generator.steps == 4 and poisoned < 1:
+        generator = players["generator"]
+        if max(generator.steps.values()) == 4 and poisoned < 1:
             poisoned += 1
-            next(generator.module.parameters()).data.fill_(float("nan"))
-        return real(generator, *rest, **more)
+            next(generator.modules["generator"].parameters()).data.fill_(float("nan"))
+        return real(method, players, *rest, **more)
 
     real = loop.run_iteration
     every = {"checkpoint_every": checkpoint_every, "iterations": 7}

@@ -12,12 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.games import draw_of, method_of
 from tests.support.official_arrays import CLASSES, LATENT, official_discriminator, official_generator
-from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
+from trainer.methods.adversarial import AdversarialConfig
+from trainer.methods.schedule import ScheduleConfig
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.official.names import official_names
-from trainer.players.player import AdamConfig, Player
+from trainer.players.optimizers import AdamConfig
+from trainer.players.player import Player
 from trainer.processes.launch import read_launch
 from trainer.training.iteration import run_iteration
 
@@ -141,12 +144,9 @@ def draws_of(random, workers):
     def classes(count):
         return torch.randint(CLASSES, (count,), generator=random)
 
-    generator = [Latents(numbers(GENERATED, LATENT), classes(GENERATED)) for _ in range(workers)]
+    generator = [(numbers(GENERATED, LATENT), classes(GENERATED)) for _ in range(workers)]
     discriminator = [
-        [
-            RealAndLatents(numbers(REAL, 3, 32, 32).tanh(), classes(REAL), numbers(REAL, LATENT), classes(REAL))
-            for _ in range(workers)
-        ]
+        [(numbers(REAL, 3, 32, 32).tanh(), classes(REAL), numbers(REAL, LATENT), classes(REAL)) for _ in range(workers)]
         for _ in range(D_STEPS)
     ]
     return generator, discriminator
@@ -161,35 +161,41 @@ def players(updater, adam):
         state = {ours: updater.nets[name][theirs] for theirs, ours in official_names(module).items()}
         module.load_state_dict({k: v[0] if k.endswith(".u") else v for k, v in state.items()})
     launch = read_launch()
-    return Player("generator", G, adam, launch), Player("discriminator", D, adam, launch), launch
+    modules = {"generator": G, "discriminator": D}
+    return {name: Player(name, {name: module}, adam, launch) for name, module in modules.items()}, launch
 
 
 def follow(workers, loss="hinge", objective=None, adam=None, generator_first=True):
     """Both through the same draws; yields, after each iteration, the largest error of every tensor over its scale."""
     updater = Updater(loss)
-    generator, discriminator, launch = players(updater, adam or AdamConfig())
-    objective = build_objective(objective or AdversarialConfig(loss=loss))
+    pair, launch = players(updater, adam or AdamConfig())
+    schedule = ScheduleConfig(discriminator_steps=D_STEPS, generator_first=generator_first)
+    method = method_of(objective or AdversarialConfig(loss=loss), schedule=schedule)
     random = torch.Generator().manual_seed(7)
     for iteration in range(ITERATIONS):
         for_generator, for_discriminator = draws_of(random, workers)
         factor = 1 - iteration / 10  # a decaying learning rate
         updater.update_core(for_generator, for_discriminator, 2e-4 * factor)
+        draws = [
+            [draw_of(*worker) for worker in for_generator],
+            *([draw_of(z, c, x, y) for x, y, z, c in step] for step in for_discriminator),
+        ]
         run_iteration(
-            generator,
-            discriminator,
-            objective,
-            for_generator,
-            for_discriminator,
+            method,
+            pair,
+            method.turns(iteration),
+            lambda turn, draws=draws: draws[turn.number],
+            {},
             launch=launch,
             replicas=workers,
             rate_factor=factor,
-            seed_layers=lambda sub_step, replica: None,
-            generator_first=generator_first,
+            seed_layers=lambda turn, replica: None,
         )
         errors = {}
-        for player, name in ((generator, "gen"), (discriminator, "dis")):
-            state = player.module.state_dict()
-            for theirs, ours in official_names(player.module).items():
+        for player, name in (("generator", "gen"), ("discriminator", "dis")):
+            module = pair[player].modules[player]
+            state = module.state_dict()
+            for theirs, ours in official_names(module).items():
                 want = updater.nets[name][theirs].detach().view_as(state[ours])
                 errors[f"{name}/{theirs}"] = ((state[ours] - want).abs().max() / (1 + want.abs().max())).item()
         yield errors
@@ -225,7 +231,7 @@ def test_another_choice_does_not_follow_it(change):
 def test_epsilon_stands_outside_the_bias_correction():
     """With an epsilon that matters: p -= alpha sqrt(1 - beta2^t) m / (sqrt(v) + eps), Chainer's form."""
     module = torch.nn.Linear(1, 1, bias=False).double()
-    player = Player("generator", module, AdamConfig(learning_rate=0.1, epsilon=0.5), read_launch())
+    player = Player("generator", {"generator": module}, AdamConfig(learning_rate=0.1, epsilon=0.5), read_launch())
     weight, v = module.weight.item(), 0.0
     for t, gradient in enumerate(itertools.islice(itertools.cycle([0.3, -0.2]), 5), start=1):
         player.step([(module.weight * gradient).sum()], 1.0)
