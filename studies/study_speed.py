@@ -39,7 +39,7 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
     with torch.no_grad():
         count = load_manifest(str(data / "test")).samples
         with open_stream(
-            DataConfig(shards=str(data / "test")), seed=0, replicas=1, held=range(1), batch_size=500
+            DataConfig(shards=str(data / "test")), seed=0, replicas=1, held=range(1), sizes=[500] * (count // 500)
         ) as stream:
             real = torch.cat([normalise(next(stream).images[0].clone(), None) for _ in range(count // 500)])
         target = moments(real).gaussian()

@@ -7,6 +7,7 @@ line of the log is `batch replica sample,sample,...`; a sample is told by the fi
 is `# ` and the statistics.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -24,8 +25,8 @@ def main() -> None:
             seed=job["seed"],
             replicas=job["replicas"],
             held=job["held"],
-            batch_size=job["batch_size"],
-            first_batch=job["first_batch"],
+            sizes=itertools.repeat(job["batch_size"]),
+            first_position=job["first_batch"] * job["batch_size"],
         ) as stream,
     ):
         for number in range(job["first_batch"], job["last_batch"]):

@@ -1,5 +1,6 @@
 """The real images that measures compare with, chunk by chunk: each once, in an order that does not depend on the launch."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -36,13 +37,15 @@ def manifest_of(data: DataConfig) -> Manifest:
 def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:
     """The chunks number `first` to `last` (excluded; default: all) of all images, in the order of seed 0."""
     settings = replace(data, shuffle_window=_WINDOW)
-    with open_stream(settings, seed=0, replicas=1, held=[0], batch_size=CHUNK, first_batch=first) as stream:
+    with open_stream(
+        settings, seed=0, replicas=1, held=[0], sizes=itertools.repeat(CHUNK), first_position=first * CHUNK
+    ) as stream:
         samples = stream.manifest.samples
         for number in range(first, chunks_of(samples) if last is None else last):
-            ids = torch.from_numpy(stream.sample_ids(number)[0])
-            images, labels, _positions = next(stream)
-            pixels = images[0].permute(0, 3, 1, 2).clone()
-            yield RealChunk(ids, labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
+            ids = torch.from_numpy(stream.sample_ids(number * CHUNK, CHUNK)[0])
+            batch = next(stream)
+            pixels = batch.images[0].permute(0, 3, 1, 2).clone()
+            yield RealChunk(ids, batch.labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
 
 
 def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.reading.stream import DataConfig
+from data_pipeline.storage.files import replace_file
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
 from trainer.metrics.real import RealChunk, RealRows, manifest_of, over_real_images
@@ -150,8 +151,5 @@ def cached_values(cache: Path, key: str, compute: Callable[[], Mapping[str, obje
         found: dict[str, object] = json.loads(path.read_text())
         return found
     values = dict(compute())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values) + "\n")
-    os.replace(scratch, path)
+    replace_file(path, (json.dumps(values) + "\n").encode())
     return values

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data_pipeline.storage.files import replace_file, written_aside
 from trainer.foundation.log import run_log
 from trainer.foundation.pictures import draw_grid
 
@@ -77,11 +77,8 @@ class Telemetry:
     def grid(self, iteration: int, images: Tensor, names: Sequence[str]) -> None:
         """A grid of uint8 images [rows, columns, c, h, w], a row per class, to samples/ and TensorBoard."""
         picture = draw_grid(images, names)
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        temporary = folder / f".{iteration:08d}.png"
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, folder / f"{iteration:08d}.png")
+        with written_aside(self.folder / "samples" / f"{iteration:08d}.png") as part:
+            picture.save(part, format="PNG")
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         self.board.add_image("samples", pixels.view(picture.height, picture.width, 3), iteration, dataformats="HWC")
 
@@ -140,9 +137,7 @@ def _drop_records_from(path: Path, iteration: int) -> None:
             continue  # the last line of a killed attempt
         if record["iteration"] <= iteration:
             kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    replace_file(path, "".join(kept).encode())
 
 
 def _duration(seconds: float) -> str:

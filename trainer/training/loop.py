@@ -168,11 +168,12 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
     settings, replicas = config.source(name), config.batch.replicas
     with open_stream(
         settings,
+        name=name,
         seed=config.run.seed,
         replicas=replicas,
         held=launch.held_replicas(replicas),
-        batch_size=next(batches_from(method, name, start)),
-        first_batch=samples_before(method, name, start) // next(batches_from(method, name, start)),
+        sizes=batches_from(method, name, start),
+        first_position=samples_before(method, name, start),
         pin_memory=launch.device.type == "cuda",
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)

@@ -12,7 +12,7 @@ from skimage import data as pictures
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from data_pipeline.manifest.format import ClassInfo, Manifest
+from data_pipeline.manifest.format import ClassInfo, ImageField, Manifest
 from data_pipeline.reading.stream import DataConfig
 from trainer.classifiers import build_classifier, parse_classifier
 from trainer.foundation.errors import SettingError
@@ -85,7 +85,7 @@ def test_real_photographs_are_recognised_less_at_lower_resolutions() -> None:
     grey, _ = open_features("efficientnet_lite0", 1).both(image[:, :1])
     assert grey.shape == (1, 1280)
     with pytest.raises(SettingError, match="--classifier: EfficientNet-Lite0 knows its classes by WordNet id"):
-        Judge(network, Manifest(classes=(ClassInfo("cat", "cat", 3),), resolution=32, channels=3, shards=()))
+        Judge(network, Manifest(classes=(ClassInfo("cat", "cat", 3),), content=ImageField(32, 32, 3), shards=()))
 
 
 def test_missing_weights_are_a_sentence_with_the_cure(tmp_path: Path) -> None:

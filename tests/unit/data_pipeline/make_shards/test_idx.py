@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on(idx_folder: Path, tmp_path: Path, monkeypatc
     write, written = writing.write_shard, []
 
     def interrupted(*arguments: object) -> object:
-        written.append(arguments[3])
+        written.append(arguments[2])
         if len(written) == 4:
             raise KeyboardInterrupt
         return write(*arguments)  # type: ignore[arg-type]

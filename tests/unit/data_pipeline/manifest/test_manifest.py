@@ -34,7 +34,12 @@ def test_round_trip(shards: Path) -> None:
     ("change", "message"),
     [
         ({"format": "other"}, "is not a manifest of shards"),
-        ({"version": 2}, "is a manifest of version 2, this program reads version 1"),
+        ({"version": 3}, "is a manifest of version 3, this program reads versions 1 and 2"),
+        ({"version": 2}, "is not a manifest of shards .'fields'."),
+        ({"version": 2, "fields": {"sound": {"length": 3}}}, "its samples have the unknown field 'sound'"),
+        ({"version": 2, "fields": {"vector": {"length": 0}}}, "its samples are vectors of 0 numbers"),
+        ({"version": 2, "fields": {"image": {"length": 1}}}, "is not a manifest of shards"),
+        ({"resolution": 0}, "its samples are 0x0 grey"),
         ({"samples": 301}, "hold 300 samples, its classes 300, it says 301"),
         ({"shards": [{}]}, "is not a manifest of shards"),
     ],
@@ -95,7 +100,7 @@ def test_verify(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad_index.write_bytes(bad_index.read_bytes()[:-1] + b"x")
     header = copied / "shard-00005.tar"
     data = bytearray(header.read_bytes())
-    data[0] ^= 1  # in a member's name: no image is damaged
+    data[0] ^= 1  # in a member's name: no sample is damaged
     header.write_bytes(data)
 
     assert inspection.main(["verify", str(copied)]) == 1
@@ -106,7 +111,7 @@ def test_verify(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "shard-00003.tar: has" in said[2]
     assert "shard-00003.tar: its sha256" in said[3]
     assert "shard-00004.idx: its sha256 is not the manifest's" in said[4]
-    assert "shard-00005.tar: its sha256 is not the manifest's (no image is damaged)" in said[5]
+    assert "shard-00005.tar: its sha256 is not the manifest's (no sample is damaged)" in said[5]
 
 
 def test_no_secrets_in_messages() -> None:

@@ -107,5 +107,5 @@ def test_golden_keys() -> None:
 
 
 def test_more_replicas_than_samples() -> None:
-    with pytest.raises(DataError, match=r"batch\.replicas: 5 replicas cannot share 4 samples"):
+    with pytest.raises(DataError, match=r"batch\.replicas: 5 replicas cannot share the 4 samples of data\.shards"):
         Order([2, 2], seed=0, replicas=5)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest.format import ClassInfo, Manifest, load_manifest
+from data_pipeline.manifest.format import ClassInfo, ImageField, Manifest, load_manifest
 from data_pipeline.reading.selection import Classes, class_numbers, select_classes
 from data_pipeline.reading.stream import DataConfig, open_stream
 
@@ -15,8 +15,7 @@ MANIFEST = Manifest(
     classes=tuple(
         ClassInfo(name, f"n{k}", 10) for k, name in enumerate(("cat", "dog", "crane", "crane", "1", "fox", "hen"))
     ),
-    resolution=8,
-    channels=3,
+    content=ImageField(8, 8, 3),
     shards=(),
     fingerprint="ab",
 )
@@ -69,7 +68,7 @@ def test_fingerprint_covers_the_selection() -> None:
 def test_the_order_runs_over_the_selected_samples(shards: Path, window: int | None) -> None:
     """Classes 1 and 4 of 5: 120 of the 300 samples, each once per epoch over three replicas, labelled 0 and 1."""
     config = DataConfig(shards=str(shards), classes=(4, "1"), shuffle_window=window)
-    with open_stream(config, seed=2, replicas=3, held=[0, 1, 2], batch_size=20) as stream:
+    with open_stream(config, seed=2, replicas=3, held=[0, 1, 2], sizes=[20] * 4) as stream:
         assert stream.manifest.class_names == ("1", "4")
         assert stream.manifest.samples == 120
         epochs = []

@@ -1,5 +1,6 @@
 """The stream: the same bytes for any threads and processes, resumable at any batch, and errors that name the sample."""
 
+import hashlib
 import itertools
 import shutil
 import threading
@@ -16,10 +17,15 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading import shard_files
 from data_pipeline.reading import stream as stream_module
+from data_pipeline.reading.batches import Batch
 from data_pipeline.reading.order import Order
 from data_pipeline.reading.stream import DataConfig, open_stream
 
 REPLICAS, BATCH = 5, 7
+
+
+def copy_of(batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return tuple(part.numpy().copy() for part in (batch.images, batch.labels, batch.positions))
 
 
 def collect(
@@ -34,8 +40,9 @@ def collect(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images [batches, held, batch, H, W, C], labels and positions [batches, held, batch]."""
     config = DataConfig(shards=str(folder), decode_threads=threads, prefetch_batches=prefetch, shuffle_window=window)
-    with open_stream(config, seed=3, replicas=REPLICAS, held=held, batch_size=batch_size, first_batch=first) as stream:
-        got = [tuple(part.numpy().copy() for part in next(stream)) for _ in range(batches)]
+    sizes, position = itertools.repeat(batch_size), first * batch_size
+    with open_stream(config, seed=3, replicas=REPLICAS, held=held, sizes=sizes, first_position=position) as stream:
+        got = [copy_of(next(stream)) for _ in range(batches)]
     images, labels, positions = zip(*got, strict=True)
     return np.stack(images), np.stack(labels), np.stack(positions)
 
@@ -99,7 +106,7 @@ def test_same_bytes_whatever_is_looked_up_at_once(
 
 def test_a_stream_that_is_dropped_ends_its_threads(shards: Path) -> None:
     before = threading.active_count()
-    dropped = open_stream(DataConfig(shards=str(shards)), seed=1, replicas=1, held=[0], batch_size=16)
+    dropped = open_stream(DataConfig(shards=str(shards)), seed=1, replicas=1, held=[0], sizes=itertools.repeat(16))
     next(dropped)
     assert threading.active_count() == before + 2
     del dropped
@@ -122,13 +129,13 @@ def test_window_is_the_orders(shards: Path) -> None:
 
 def test_memory_is_valid_until_the_next_but_one(shards: Path) -> None:
     config = DataConfig(shards=str(shards), decode_threads=3, prefetch_batches=2)
-    with open_stream(config, seed=1, replicas=1, held=[0], batch_size=16) as stream:
+    with open_stream(config, seed=1, replicas=1, held=[0], sizes=itertools.repeat(16)) as stream:
         before = next(stream)
         copy = before.images.clone()
         for _ in range(40):
             now = next(stream)
-            for _, ended, pieces in stream._pending:  # all that may be written before the next call is written
-                while ended.qsize() < pieces:
+            for pending in stream._pending:  # all that may be written before the next call is written
+                while pending.ended.qsize() < pending.pieces:
                     time.sleep(0.001)
             assert torch.equal(before.images, copy)
             before, copy = now, now.images.clone()
@@ -167,7 +174,7 @@ def test_a_cut_or_missing_shard(copied: Path) -> None:
 def test_a_shard_cut_under_the_run(copied: Path) -> None:
     """A file that shrinks while it is read ends in an error, not in SIGBUS."""
     config = DataConfig(shards=str(copied), prefetch_batches=1)
-    with open_stream(config, seed=3, replicas=1, held=[0], batch_size=50) as stream:
+    with open_stream(config, seed=3, replicas=1, held=[0], sizes=itertools.repeat(50)) as stream:
         next(stream)
         for path in copied.glob("*.tar"):
             with path.open("r+b") as file:
@@ -179,18 +186,40 @@ def test_a_shard_cut_under_the_run(copied: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "batch_size", "message"),
+    ("held", "position", "sizes", "message"),
     [
-        ([5], 4, r"batch\.replicas: the replicas \[5\] are not among 0\.\.4"),
-        ([], 4, r"batch\.replicas: the replicas \[\] are not among 0\.\.4"),
-        ([0], 0, r"batch\.real_per_replica: 0 samples"),
+        ([5], 0, [4], r"^batch\.replicas: the replicas \[5\] are not among 0\.\.4"),
+        ([], 0, [4], r"^batch\.replicas: the replicas \[\] are not among 0\.\.4"),
+        ([0], 0, [4, 0], r"^batch\.real_per_replica: 0 samples"),
+        ([0], 0, [-3], r"^batch\.real_per_replica: -3 samples"),
+        ([0], -1, [4], r"^data: a stream cannot begin at position -1"),
     ],
 )
-def test_impossible_requests(shards: Path, held: list[int], batch_size: int, message: str) -> None:
+def test_impossible_requests(shards: Path, held: list[int], position: int, sizes: list[int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        open_stream(DataConfig(shards=str(shards)), seed=0, replicas=5, held=held, batch_size=batch_size)
+        next(
+            open_stream(
+                DataConfig(shards=str(shards)), seed=0, replicas=5, held=held, sizes=sizes, first_position=position
+            )
+        )
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.shards: .* holds no manifest\.json; make the shards first"):
-        open_stream(DataConfig(shards=str(tmp_path)), seed=0, replicas=1, held=[0], batch_size=4)
+    with pytest.raises(DataError, match=r"^data\.shards: .* holds no manifest\.json; make the shards first"):
+        open_stream(DataConfig(shards=str(tmp_path)), seed=0, replicas=1, held=[0], sizes=[4])
+
+
+@pytest.mark.parametrize(
+    ("window", "golden"),
+    [
+        (None, "f521124712096fa97302573e5e59693be8907bcb27b0d6d452cd13e7b2023e59"),
+        (50, "be39f58c03dac2d6e9664c2100f1523f9300a8ff4c80487c72e04a6e44321082"),
+    ],
+)
+def test_golden_batches(shards: Path, window: int | None, golden: str) -> None:
+    """Pixels, labels and positions of 40 batches: taken before batches could change their size, and may never change."""
+    digest = hashlib.sha256()
+    for batch in zip(*collect(shards, [0, 2, 3], 40, first=4, window=window), strict=True):
+        for part in batch:
+            digest.update(np.ascontiguousarray(part).tobytes())
+    assert digest.hexdigest() == golden

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.storage import retrying as module
-from data_pipeline.storage.retrying import Limits, Store, redact
+from data_pipeline.storage.retrying import Limits, RetryingFileSystem, redact
 
 DATA = bytes(range(256)) * 40
 
@@ -56,7 +56,9 @@ def download(fs: FakeFileSystem, **limits: float) -> bytes:
     def write(data: bytes, offset: int) -> None:
         received[offset : offset + len(data)] = data
 
-    Store(fs, Limits(**{"deadline": 5.0, "request": 1.0, **limits})).download("x/shard", "shard", len(DATA), write)
+    RetryingFileSystem(fs, Limits(**{"deadline": 5.0, "request": 1.0, **limits})).download(
+        "x/shard", "shard", len(DATA), write
+    )
     return bytes(received)
 
 
@@ -119,15 +121,15 @@ def test_the_deadline_holds(fault: Callable[[], object]) -> None:
 
 def test_another_size_is_refused() -> None:
     with pytest.raises(DataError, match=r"x: has 10240 bytes, the manifest says 99; the shard was replaced or cut"):
-        Store(FakeFileSystem(), Limits()).download("x", "shard", 99, lambda data, offset: None)
+        RetryingFileSystem(FakeFileSystem(), Limits()).download("x", "shard", 99, lambda data, offset: None)
 
 
 def test_stop_ends_a_waiting_call() -> None:
-    store = Store(FakeFileSystem(lambda: time.sleep(30)), Limits(deadline=30, request=30))
-    threading.Timer(0.1, store.stop.set).start()
+    remote = RetryingFileSystem(FakeFileSystem(lambda: time.sleep(30)), Limits(deadline=30, request=30))
+    threading.Timer(0.1, remote.stop.set).start()
     began = time.monotonic()
     with pytest.raises(module.Stopped):
-        store.call("x", "cat_file", "shard")
+        remote.call("x", "cat_file", "shard")
     assert time.monotonic() - began < 10
 
 
