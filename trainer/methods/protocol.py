@@ -9,12 +9,15 @@ Shapes: B samples of one replica.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from trainer.foundation.keys import Keys
+
+if TYPE_CHECKING:
+    from trainer.methods.adversarial import Discriminator, Generator, Latents, RealAndLatents
 
 Tensors = Mapping[str, Tensor]
 """Tensors by name."""
@@ -151,3 +154,13 @@ class Method(Protocol):
     def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = ClassNames()) -> Sampler:
         """The sampler of the networks of `shown`."""
         ...
+
+
+class Objective(Protocol):
+    """The protocol before this one. It goes with the last method that is written against it."""
+
+    def discriminator_loss(
+        self, G: "Generator", D: "Discriminator", batch: "RealAndLatents", /
+    ) -> dict[str, Tensor]: ...
+
+    def generator_loss(self, G: "Generator", D: "Discriminator", batch: "Latents", /) -> dict[str, Tensor]: ...
