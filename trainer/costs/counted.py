@@ -43,7 +43,7 @@ def count(config: "Config", speed: SpeedConfig, device: torch.device, precision:
     with torch.device("meta"):
         G = build_generator(config.generator, model)
         D = build_discriminator(config.discriminator, model)
-        apply_speed(speed, G, D, model.resolution, launch)
+        apply_speed(speed, {"generator": G, "discriminator": D}, model.resolution, launch)
         objective = build_objective(config.objective)
 
         def latents(n: int) -> Latents:

@@ -34,7 +34,8 @@ def timed_iterations(config: Config, launch: Launch, clock: Callable[[], float])
     """
     model, batch, objective = config.model, config.batch, build_objective(config.objective)
     networks = build_generator(config.generator, model), build_discriminator(config.discriminator, model)
-    apply_speed(config.speed, *networks, model.resolution, launch)
+    named = dict(zip(("generator", "discriminator"), networks, strict=True))
+    apply_speed(config.speed, named, model.resolution, launch)
     generator, discriminator = (
         Player(name, network, AdamConfig(), launch, speed=config.speed)
         for name, network in zip(("generator", "discriminator"), networks, strict=True)

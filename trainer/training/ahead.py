@@ -7,19 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.methods import Generator, RealAndLatents
-from trainer.models.layers import SpectralLayer, kept_kernels, normalised_in_groups
+from trainer.models.layers import kept_kernels, normalised_in_groups
 from trainer.models.replicas import replica_passes
-from trainer.models.traits import draws_inside
+from trainer.models.traits import can_group
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
-
-
-def can_group(generator: nn.Module) -> bool:
-    """Whether several passes of the generator can be one: no layer draws, and none but batch norm has a state."""
-    other_norms = nn.modules.batchnorm._NormBase  # which know nothing of groups
-    stateful = any(isinstance(layer, SpectralLayer | other_norms) for layer in generator.modules())
-    return not stateful and not draws_inside(generator)
-
 
 Draws = Sequence[RealAndLatents]
 """Of one discriminator step: one element for each replica at hand."""

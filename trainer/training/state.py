@@ -53,7 +53,8 @@ class State:
         discriminator = build_discriminator(config.discriminator, config.model)
         if config.batch.synchronised_norm:
             synchronise_norms(generator, discriminator)
-        apply_speed(config.speed, generator, discriminator, config.model.resolution, launch)
+        networks = {"generator": generator, "discriminator": discriminator}
+        apply_speed(config.speed, networks, config.model.resolution, launch)
         player = partial(Player, launch=launch, replicas=config.batch.replicas, deterministic=config.run.deterministic)
         player = partial(player, speed=config.speed)
         self.generator = player("generator", generator, rates.generator)
