@@ -2,8 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import (
     ACGANConfig,
     ACGANObjective,
@@ -16,9 +15,9 @@ from trainer.methods.adversarial import (
 )
 from trainer.methods.protocol import Objective
 from trainer.methods.terms.guidance import ClassifierLossConfig, check_classifier_loss
-from trainer.models import DiscriminatorConfig, ModelConfig, has_batch_norm, has_class_logits
+from trainer.models import DiscriminatorConfig, ModelConfig, classifies, couples_samples
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice()]
 
 __all__ = [
     "ACGANConfig",
@@ -45,17 +44,17 @@ def check_objective(
     objective: AdversarialConfig | ACGANConfig, discriminator: DiscriminatorConfig, model: ModelConfig
 ) -> None:
     """Raise ValueError, beginning with the setting, where the objective and the discriminator do not fit together."""
-    classifies = has_class_logits(discriminator) and model.classes > 0
-    if objective.name == "acgan" and not classifies:
+    trains_classes = classifies(discriminator) and model.classes > 0
+    if objective.name == "acgan" and not trains_classes:
         raise ValueError(
             "objective.name: acgan needs a discriminator that classifies and this one does not; set "
             "discriminator.conditioning.name to acgan, and model.classes to the number of classes"
         )
-    if objective.name != "acgan" and classifies:
+    if objective.name != "acgan" and trains_classes:
         raise ValueError(
             f"objective.name: {objective.name} would leave the discriminator's classifier untrained; set it to acgan"
         )
-    if objective.passes == "joint" and has_batch_norm(discriminator):
+    if objective.passes == "joint" and couples_samples(discriminator):
         raise ValueError(
             "objective.passes: joint would mix real and generated images in the discriminator's batch norm; "
             "set it to separate"

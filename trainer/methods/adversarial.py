@@ -10,9 +10,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from trainer.foundation.choices import Choice
 from trainer.foundation.errors import SettingError
 from trainer.methods.terms import penalties
-from trainer.methods.terms.losses import LOSSES, classification
+from trainer.methods.terms.losses import LOSSES, LossName, classification
 from trainer.models.conditioning import DiscriminatorOutput
 
 
@@ -76,12 +77,12 @@ class R1Config:
     """The penalty is gamma / 2 times the mean squared length."""
 
 
-PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Field(discriminator="name")]
+PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Choice()]
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class _LossSettings:
-    loss: Literal["hinge", "non_saturating", "minimax", "least_squares", "wasserstein"] = "hinge"
+    loss: LossName = "hinge"
     """The official ImageNet and CIFAR configurations use the hinge."""
     passes: Literal["separate", "joint"] = "separate"
     """Real and generated images go through the discriminator in two passes, real first, as in the official updater; or
