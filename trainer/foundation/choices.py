@@ -67,7 +67,9 @@ class Choice:
             context = {"discriminator": "'name'", "tag": str(name), "expected_tags": _quoted(members)}
             raise PydanticKnownError("union_tag_invalid", context)
         kind = load_class(name, self.methods)
-        made = _adapter(kind).validate_python({key: held for key, held in value.items() if key != "name"})
+        field = getattr(kind, "__pydantic_fields__", {}).get("name")
+        wants_name = field is not None and field.is_required()
+        made = _adapter(kind).validate_python({k: v for k, v in value.items() if wants_name or k != "name"})
         if kind not in members.values():
             object.__setattr__(made, "name", name)  # the settings are frozen for everybody else
         return made
@@ -85,7 +87,7 @@ class OneOf:
     def _validated(self, value: Any) -> str:
         if isinstance(value, str) and value in self.table:
             return value
-        close = difflib.get_close_matches(str(value), self.table, 1, 0.5)
+        close = difflib.get_close_matches(str(value), self.table, 1)
         advice = f"Did you mean {close[0]!r}?" if close else f"Choose one of {_quoted(self.table)}"
         raise PydanticCustomError("not_in_table", "{advice}", {"advice": advice})
 
@@ -114,10 +116,10 @@ def load_class(name: str, methods: Collection[str] = ()) -> type:
     return typing.cast(type, kind)
 
 
-def tag_of(kind: type) -> str | None:
+def tag_of(kind: Any) -> str | None:
     """The name that chooses a settings class; None for a class without one."""
     field = getattr(kind, "__pydantic_fields__", {}).get("name")
-    return None if field is None else str(field.default)
+    return field.default if field is not None and isinstance(field.default, str) else None
 
 
 def choices_of(hint: Any) -> list[str]:
@@ -133,8 +135,14 @@ def choice_of(hint: Any) -> Choice | None:
 
 
 def _members(source: Any) -> Members:
-    """The classes of a union, or the one class, by name."""
-    return {str(tag_of(kind)): kind for kind in typing.get_args(source) or (source,)}
+    """The classes of a union, or the one class, by name. Raises TypeError for one without a name, or with another's."""
+    members: dict[str, type] = {}
+    for kind in typing.get_args(source) or (source,):
+        tag = tag_of(kind)
+        if tag is None or tag in members:
+            raise TypeError(f"Choice: {kind} needs a default of its field `name`, which no other member has")
+        members[tag] = kind
+    return members
 
 
 def _is_settings(kind: Any) -> bool:

@@ -13,15 +13,17 @@ Most classes of this package say `draws = couples_samples = False`. torch's own 
 does not say a thing is taken for the worst, so a new layer is slow at first, never wrong. A subclass with another
 `forward` must speak again.
 
-What can be set, where a module has it:
+What a module offers, where it has it:
 
 | attribute | meaning |
 |---|---|
 | `begin_passes`, `start_replica`, `end_passes` | the module is an `Effects`: replicas can share its passes |
 | `update_statistics` | False: a training pass leaves the state as it is |
+| `normalise` | the function that normalises; another may do it over all processes (synchronised.py) |
 | `joined_passes` | n: a batch is n passes in one, as n equal groups of samples, one behind the other |
 | `recompute` | of a network: True: the backward pass computes the blocks again (recomputation.py) |
 | `placed_convolutions(resolution)` | of a network: its convolutions that have other forms (forms.py) |
+| `takes_labels` | of a class of norms: it is called with the labels as well (conditioning.py) |
 | `fuses`, `fused` | which setting of `speed` fuses the layer, and whether it is fused (forms.py) |
 """
 
