@@ -16,8 +16,7 @@ from trainer.config import Config, as_tree, as_yaml, config_from_tree, load_conf
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
-from trainer.models import build_discriminator, build_generator
-from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
+from trainer.official.names import official_network
 from trainer.official.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
 
 # How the official configurations train at a resolution: replicas, real and generated images of each, first and last
@@ -58,14 +57,13 @@ def _tensors(config: Config, snapshots: Snapshots) -> dict[str, Tensor]:
     """The logical state, as far as the snapshots hold it."""
     tensors: dict[str, Tensor] = {}
     networks = (
-        ("generator", snapshots.generator, build_generator(config.generator, config.model)),
-        ("discriminator", snapshots.discriminator, build_discriminator(config.discriminator, config.model)),
+        ("generator", snapshots.generator, config.generator),
+        ("discriminator", snapshots.discriminator, config.discriminator),
     )
-    for name, snapshot, module in networks:
+    for name, snapshot, settings in networks:
         if snapshot is None:
             continue
-        if not isinstance(module, ResNetGenerator | ResNetDiscriminator):
-            raise SettingError(f"{name}.name: the official code has residual networks alone; set it to resnet")
+        module = official_network(settings.build(config.model), name)
         try:
             tensors |= {f"{name}/{key}": value for key, value in network_state(module, snapshot).items()}
             tensors |= {f"{name}.adam/{key}": value for key, value in adam_state(module, snapshot).items()}

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.foundation.choices import FOREIGN, choice_of, choices_of, tag_of
 from trainer.foundation.errors import SettingError
 
 Tree = dict[str, Any]
@@ -104,6 +105,8 @@ def _sentence(kind: type, tree: Tree, origins: Origins, problem: Tree) -> str:
         return (
             f"{name}.name: {found} ({_origin(f'{name}.name', origins)}); choose one of {choices or 'the known names'}"
         )
+    if problem["type"] == FOREIGN:
+        return f"{name}.name: is {problem['input']['name']!r} ({_origin(f'{name}.name', origins)}); {message}"
     where = f"({_origin(name, origins)})"
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{name}: unknown setting {where}; {_advice(name, [s.name for s in describe(kind, tree)])}"
@@ -173,18 +176,17 @@ def describe(kind: type, tree: Tree | None = None, prefix: str = "") -> Iterator
         bare = _bare(hints[field.name])
         below = (tree or {}).get(field.name)
         below = below if isinstance(below, dict) else None
-        members = [member for member in _members(bare) if dataclasses.is_dataclass(member)]
+        members: list[Any] = [member for member in _members(bare) if dataclasses.is_dataclass(member)]
         if members:
-            chosen = [m for m in members if below and _tag(m) == below.get("name")] or members
-            for member in chosen:
-                assert isinstance(member, type)
+            for member in _chosen(hints[field.name], members, below):
                 yield from describe(member, below, f"{name}.")
             continue
         info = fields.get(field.name)
         default = "required"
         if info is not None and not info.is_required():
             default = str(info.get_default(call_default_factory=True))
-        yield Setting(name, _type_name(bare), default, " ".join(((info and info.description) or "").split()))
+        kind_name = " | ".join(choices_of(hints[field.name])) or _type_name(bare)
+        yield Setting(name, kind_name, default, " ".join(((info and info.description) or "").split()))
 
 
 def _bare(hint: Any) -> Any:
@@ -197,11 +199,15 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _tag(kind: Any) -> str | None:
-    for field in dataclasses.fields(kind):
-        if field.name == "name":
-            return str(getattr(kind, "__pydantic_fields__")["name"].default)  # noqa: B009
-    return None
+def _chosen(hint: Any, members: list[Any], below: Tree | None) -> list[Any]:
+    """The member of a union that the section `below` names, else all members."""
+    choice = choice_of(hint)
+    if below is None:
+        return members
+    if choice is not None:
+        member = choice.member(_bare(hint), below.get("name"))
+        return members if member is None else [member]
+    return [member for member in members if tag_of(member) == below.get("name")] or members
 
 
 def _type_name(hint: Any) -> str:

@@ -2,11 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice()]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

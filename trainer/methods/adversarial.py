@@ -17,10 +17,10 @@ from trainer.foundation.keys import Keys
 from trainer.methods.problem import Problem
 from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
 from trainer.methods.terms.classes import ClassTerm
-from trainer.methods.terms.losses import LOSSES
+from trainer.methods.terms.losses import LOSSES, LossName
 from trainer.methods.terms.penalty_terms import NoPenaltyConfig, PenaltyConfig
 from trainer.methods.terms.term import Seen, Term
-from trainer.models import build_discriminator, build_generator, has_batch_norm, has_class_logits
+from trainer.models import classifies, couples_samples
 from trainer.models.conditioning import DiscriminatorOutput
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -29,7 +29,7 @@ _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class _LossSettings:
-    loss: Literal["hinge", "non_saturating", "minimax", "least_squares", "wasserstein"] = "hinge"
+    loss: LossName = "hinge"
     """The official ImageNet and CIFAR configurations use the hinge."""
     passes: Literal["separate", "joint"] = "separate"
     """Real and generated images go through the discriminator in two passes, real first, as in the official updater; or
@@ -48,8 +48,8 @@ class _LossSettings:
             if settings is None:
                 raise ValueError(f"{section}: is missing (not set); give it a value")
         assert problem.discriminator is not None
-        self.check_classifier(has_class_logits(problem.discriminator) and problem.model.classes > 0)
-        if self.passes == "joint" and has_batch_norm(problem.discriminator):
+        self.check_classifier(classifies(problem.discriminator) and problem.model.classes > 0)
+        if self.passes == "joint" and couples_samples(problem.discriminator):
             raise ValueError(
                 "objective.passes: joint would mix real and generated images in the discriminator's batch norm; "
                 "set it to separate"
@@ -120,8 +120,8 @@ class AdversarialMethod:
         """The network of this name."""
         assert self.problem.generator is not None and self.problem.discriminator is not None  # noqa: PT018
         if network == GENERATOR:
-            return build_generator(self.problem.generator, self.problem.model)
-        return build_discriminator(self.problem.discriminator, self.problem.model)
+            return self.problem.generator.build(self.problem.model)
+        return self.problem.discriminator.build(self.problem.model)
 
     def check(self, sources: Mapping[str, Shards]) -> None:
         """Raise `SettingError` unless the networks are made for the images of the source `data`."""

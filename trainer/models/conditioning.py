@@ -1,8 +1,8 @@
 """How the networks learn which class is meant.
 
-The generator has conditional batch norm. The discriminator has one of the classes below `Unconditional`, each usable
-with every backbone that yields pooled features; to add one, write its settings and its class, and name it in
-`build_conditioning`.
+The generator's norms are conditional: `class_norm` chooses them. The discriminator has a `Conditioning`, which every
+backbone that yields pooled features can use. To add one: its settings, which build it, its class, and its name in
+`ConditioningConfig`.
 
 Shapes: B batch, C channels, K classes, F features.
 """
@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from trainer.foundation.choices import Choice
 from trainer.foundation.errors import SettingError
 from trainer.models.layers import BatchNorm2d, SpectralEmbedding, SpectralLinear, full_precision
 
@@ -34,6 +35,10 @@ class ConditionalBatchNorm2d(nn.Module):
     The gain table starts at 1, the bias table at 0, both [K, C].
     """
 
+    draws = couples_samples = False
+    takes_labels = True
+    fuses = "conditional_norm"
+
     def __init__(self, channels: int, classes: int, eps: float = 2e-5, momentum: float = 0.1) -> None:
         super().__init__()
         self.norm = BatchNorm2d(channels, eps, momentum, affine=False)
@@ -51,6 +56,19 @@ class ConditionalBatchNorm2d(nn.Module):
         return torch.addcmul(bias.to(x.dtype), self.norm(x), gain.to(x.dtype))
 
 
+def class_norm(channels: int, classes: int, eps: float, momentum: float) -> nn.Module:
+    """The norm that tells a generator the class: the one place where it is chosen. Without classes it is a plain one."""
+    if classes == 0:
+        return BatchNorm2d(channels, eps, momentum)
+    return ConditionalBatchNorm2d(channels, classes, eps, momentum)
+
+
+def normalised(norm: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """The output of a norm. One with `takes_labels` is called with the labels as well, any other with x alone."""
+    y: Tensor = norm(x, labels) if getattr(type(norm), "takes_labels", False) else norm(x)
+    return y
+
+
 def rows(table: Tensor, labels: Tensor) -> Tensor:
     """Rows of `table` [K, C] for int64 labels [B], or their mixtures for class weights [B, K] -> [B, C]."""
     if not labels.is_floating_point():
@@ -62,37 +80,10 @@ def rows(table: Tensor, labels: Tensor) -> Tensor:
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class UnconditionalConfig:
-    name: Literal["none"] = "none"
+class Conditioning(nn.Module):
+    """How a discriminator learns the class. The backbone calls `join` after every block, then the module itself."""
 
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class ProjectionConfig:
-    name: Literal["projection"] = "projection"
-
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class ConcatConfig:
-    name: Literal["concat"] = "concat"
-    dimension: Annotated[int, Field(ge=1)] = 128
-    """Width of the class embedding that is concatenated."""
-    after_block: Annotated[int, Field(ge=1)] = 3
-    """Number of the block whose output it joins. The official code has 3, the paper's first version says 4."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class AuxiliaryClassifierConfig:
-    name: Literal["acgan"] = "acgan"
-
-
-ConditioningConfig = Annotated[
-    UnconditionalConfig | ProjectionConfig | ConcatConfig | AuxiliaryClassifierConfig, Field(discriminator="name")
-]
-
-
-class Unconditional(nn.Module):
-    """Labels are not looked at. The base of the other conditionings: what it does, they may do differently."""
+    draws = couples_samples = False
 
     def extra_channels(self, after_block: int) -> int:
         """Channels that `join` adds to the output of block number `after_block` (the first is 1)."""
@@ -107,10 +98,16 @@ class Unconditional(nn.Module):
         return DiscriminatorOutput(logits)
 
 
-class Projection(Unconditional):
+class Unconditional(Conditioning):
+    """Labels are not looked at."""
+
+
+class Projection(Conditioning):
     """`logit = psi(phi(x)) + <e_y, phi(x)>`, spectrally normalised e (Miyato & Koyama 2018, Eq. 3)."""
 
-    def __init__(self, config: ProjectionConfig, classes: int, features: int) -> None:
+    draws = couples_samples = False
+
+    def __init__(self, classes: int, features: int) -> None:
         super().__init__()
         self.embedding = SpectralEmbedding(classes, features)
 
@@ -118,14 +115,14 @@ class Projection(Unconditional):
         return DiscriminatorOutput(logits + (self.embedding(labels) * features).sum(1))
 
 
-class Concat(Unconditional):
-    """A class embedding, repeated over space, joins the channels of a hidden layer."""
+class Concat(Conditioning):
+    """A class embedding of `dimension` entries, repeated over space, joins the channels of a hidden layer."""
 
-    def __init__(self, config: ConcatConfig, classes: int, features: int) -> None:
+    def __init__(self, classes: int, dimension: int, after_block: int) -> None:
         super().__init__()
-        self.after_block = config.after_block
-        self.dimension = config.dimension
-        self.embedding = SpectralEmbedding(classes, config.dimension)
+        self.after_block = after_block
+        self.dimension = dimension
+        self.embedding = SpectralEmbedding(classes, dimension)
 
     def extra_channels(self, after_block: int) -> int:
         return self.dimension if after_block == self.after_block else 0
@@ -137,10 +134,12 @@ class Concat(Unconditional):
         return torch.cat([x, embedded.expand(-1, -1, *x.shape[2:])], dim=1)
 
 
-class AuxiliaryClassifier(Unconditional):
+class AuxiliaryClassifier(Conditioning):
     """A softmax classifier on the features that the adversarial logit reads (Odena et al. 2017, in this backbone)."""
 
-    def __init__(self, config: AuxiliaryClassifierConfig, classes: int, features: int) -> None:
+    draws = couples_samples = False
+
+    def __init__(self, classes: int, features: int) -> None:
         super().__init__()
         self.classifier = SpectralLinear(features, classes)
 
@@ -148,27 +147,69 @@ class AuxiliaryClassifier(Unconditional):
         return DiscriminatorOutput(logits, self.classifier(features))
 
 
-def build_conditioning(
-    config: UnconditionalConfig | ProjectionConfig | ConcatConfig | AuxiliaryClassifierConfig,
-    classes: int,
-    features: int,
-    blocks: int,
-) -> Unconditional:
-    """The conditioning that `config` names, for a backbone of `blocks` blocks with pooled features [B, `features`]."""
-    if classes == 0 or isinstance(config, UnconditionalConfig):
-        if not isinstance(config, UnconditionalConfig):
-            raise SettingError(
-                f"discriminator.conditioning.name: {config.name} needs classes and model.classes is 0; "
-                "set model.classes, or discriminator.conditioning.name to none"
-            )
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class UnconditionalConfig:
+    name: Literal["none"] = "none"
+
+    def build(self, classes: int, features: int, blocks: int) -> Conditioning:
+        """The conditioning for a backbone of `blocks` blocks with pooled features [B, `features`]."""
         return Unconditional()
-    if isinstance(config, ConcatConfig) and config.after_block >= blocks:
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ProjectionConfig:
+    name: Literal["projection"] = "projection"
+
+    def build(self, classes: int, features: int, blocks: int) -> Conditioning:
+        """As above. Raises SettingError without classes."""
+        check_classes(self.name, classes)
+        return Projection(classes, features)
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ConcatConfig:
+    name: Literal["concat"] = "concat"
+    dimension: Annotated[int, Field(ge=1)] = 128
+    """Width of the class embedding that is concatenated."""
+    after_block: Annotated[int, Field(ge=1)] = 3
+    """Number of the block whose output it joins. The official code has 3, the paper's first version says 4."""
+
+    def build(self, classes: int, features: int, blocks: int) -> Conditioning:
+        """As above. Raises SettingError without classes, or if no block follows `after_block`."""
+        check_classes(self.name, classes)
+        if self.after_block >= blocks:
+            raise SettingError(
+                f"discriminator.conditioning.after_block: {self.after_block} has no block behind it; "
+                f"this discriminator has {blocks}, so give 1 to {blocks - 1}"
+            )
+        return Concat(classes, self.dimension, self.after_block)
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class AuxiliaryClassifierConfig:
+    name: Literal["acgan"] = "acgan"
+
+    @property
+    def classifies(self) -> bool:
+        """It gives class logits."""
+        return True
+
+    def build(self, classes: int, features: int, blocks: int) -> Conditioning:
+        """As above. Raises SettingError without classes."""
+        check_classes(self.name, classes)
+        return AuxiliaryClassifier(classes, features)
+
+
+ConditioningConfig = Annotated[
+    UnconditionalConfig | ProjectionConfig | ConcatConfig | AuxiliaryClassifierConfig, Choice(default="projection")
+]
+"""The discriminator's conditioning. Its settings say `classifies` (trainer/models/config.py) if it gives class logits."""
+
+
+def check_classes(name: str, classes: int) -> None:
+    """Raise SettingError for the conditioning `name`, which needs classes, if there are none."""
+    if classes == 0:
         raise SettingError(
-            f"discriminator.conditioning.after_block: {config.after_block} has no block behind it; "
-            f"this discriminator has {blocks}, so give 1 to {blocks - 1}"
+            f"discriminator.conditioning.name: {name} needs classes and model.classes is 0; "
+            "set model.classes, or discriminator.conditioning.name to none"
         )
-    if isinstance(config, ProjectionConfig):
-        return Projection(config, classes, features)
-    if isinstance(config, ConcatConfig):
-        return Concat(config, classes, features)
-    return AuxiliaryClassifier(config, classes, features)

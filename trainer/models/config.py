@@ -1,9 +1,10 @@
-"""Settings that the two networks share."""
+"""What the settings of all networks share: the problem they are built for, and what they say of the network."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -20,3 +21,25 @@ class ModelConfig:
     """Length of the latent vector z."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """z ~ N(0, 1), or U(-1, 1). The official code's default is normal."""
+
+
+class NetworkConfig(Protocol):
+    """The settings of a network. They build what they name.
+
+    A discriminator's settings also say `classifies` and `couples_samples` (below), as attributes or properties.
+    """
+
+    def build(self, model: ModelConfig) -> nn.Module:
+        """The network, weights drawn from torch's default generator. Raises SettingError for an impossible one."""
+        ...
+
+
+def classifies(config: object) -> bool:
+    """Whether the discriminator has class logits where there are classes. Settings that do not say it: it has none."""
+    return bool(getattr(config, "classifies", False))
+
+
+def couples_samples(config: object) -> bool:
+    """Whether what the discriminator says of a sample depends on the others of its pass. Settings that do not say it: it
+    does, so real and generated samples are kept in separate passes."""
+    return bool(getattr(config, "couples_samples", True))

@@ -56,6 +56,10 @@ class DCGANGeneratorConfig:
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the newest batch in the running statistics. Not given in the paper."""
 
+    def build(self, model: ModelConfig) -> "DCGANGenerator":
+        """The network, weights drawn from torch's default generator. Raises SettingError for an impossible one."""
+        return DCGANGenerator(self, model)
+
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class DCGANDiscriminatorConfig:
@@ -78,9 +82,25 @@ class DCGANDiscriminatorConfig:
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the newest batch in the running statistics. Not given in the paper."""
 
+    @property
+    def classifies(self) -> bool:
+        """It has class logits, given classes."""
+        return True
+
+    @property
+    def couples_samples(self) -> bool:
+        """Batch norm mixes the samples of a pass."""
+        return True
+
+    def build(self, model: ModelConfig) -> "DCGANDiscriminator":
+        """The network, weights drawn from torch's default generator. Raises SettingError for an impossible one."""
+        return DCGANDiscriminator(self, model)
+
 
 class DCGANGenerator(nn.Module):
     """Linear -> ReLU -> transposed convolutions with batch norm and ReLU -> transposed convolution -> tanh."""
+
+    draws = couples_samples = False
 
     def __init__(self, config: DCGANGeneratorConfig, model: ModelConfig) -> None:
         super().__init__()
@@ -128,6 +148,8 @@ class DCGANDiscriminator(nn.Module):
     Batch norm mixes the samples of a pass: real and generated images must go through in separate passes.
     """
 
+    draws = couples_samples = False
+
     def __init__(self, config: DCGANDiscriminatorConfig, model: ModelConfig) -> None:
         super().__init__()
         form = _form("discriminator", model.resolution)
@@ -159,9 +181,16 @@ class DCGANDiscriminator(nn.Module):
 class ActivationNoise(nn.Module):
     """x + N(0, std^2) in training, from torch's default generator (Salimans et al. 2016, in the discriminator)."""
 
+    couples_samples = False
+
     def __init__(self, std: float) -> None:
         super().__init__()
         self.std = std
+
+    @property
+    def draws(self) -> bool:
+        """Without noise it draws nothing."""
+        return self.std > 0
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.std * torch.randn_like(x) if self.training and self.std else x

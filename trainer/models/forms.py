@@ -6,34 +6,46 @@ and oneDNN 3.12 (PyTorch 2.14.1); README, "Speed". On a GPU nothing was measured
 """
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from trainer.models.conditioning import ConditionalBatchNorm2d
-from trainer.models.layers import Convolution, SpectralConv2d, SpectralLayer
-from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
-
-PoolForm = Literal["plain", "merged"]
 MATRIX = " by matrix"
 
 
+class Rewritable(Protocol):
+    """A convolution that knows its function in several forms."""
+
+    form: Any
+    """The form that it computes in, one of `forms`."""
+    by_matrix: bool
+    """Whether it is a matrix product over gathered patches. "transposed" does not have it."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """How it can be computed together with the resampling next to it; "plain" alone where there is none."""
+        ...
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
 class Placed(NamedTuple):
-    """A 3x3 convolution of a residual block."""
+    """A 3x3 convolution and its place. Networks give them: `placed_convolutions(resolution) -> list[Placed]`."""
 
     name: str
     """Of the layer in its network, as in the state's names."""
-    layer: Convolution | SpectralConv2d
+    layer: Rewritable
     side: int
     """Height and width of the map that goes in."""
 
     @property
     def resampling(self) -> tuple[str, ...]:
-        """How the layer can be computed together with the resampling beside it; "plain" alone where there is none."""
-        if isinstance(self.layer, Convolution):
-            return ("plain", "transposed", "phases") if self.layer.doubles else ("plain",)
-        return ("plain", "merged") if self.layer.halve else ("plain",)
+        """How the layer can be computed together with the resampling next to it; "plain" alone where there is none."""
+        return self.layer.forms
 
     @property
     def alternatives(self) -> tuple[str, ...]:
@@ -42,22 +54,13 @@ class Placed(NamedTuple):
 
 
 def placed_convolutions(network: nn.Module, resolution: int) -> list[Placed]:
-    """The 3x3 convolutions of a residual network's blocks, from first to last; none of other networks."""
-    found = []
-    if isinstance(network, ResNetGenerator):
-        side = network.bottom_width
-        for number, block in enumerate(network.blocks):
-            found.append(Placed(f"blocks.{number}.conv1", cast(Convolution, block.conv1), side))
-            side *= 2
-            found.append(Placed(f"blocks.{number}.conv2", cast(Convolution, block.conv2), side))
-    elif isinstance(network, ResNetDiscriminator):
-        side = resolution
-        for number, block in enumerate(network.blocks):
-            last = cast(SpectralConv2d, block.conv2)
-            found.append(Placed(f"blocks.{number}.conv1", cast(SpectralConv2d, block.conv1), side))
-            found.append(Placed(f"blocks.{number}.conv2", last, side))
-            side = side // 2 if last.halve else side
-    return found
+    """The 3x3 convolutions that the network offers for other forms, from first to last.
+
+    `resolution`: height and width of the images that the network was built for. A network that offers none has no method
+    `placed_convolutions`.
+    """
+    offered = getattr(network, "placed_convolutions", None)
+    return [] if offered is None else cast(list[Placed], offered(resolution))
 
 
 def fixed_form(item: Placed, device: torch.device) -> str:
@@ -65,11 +68,9 @@ def fixed_form(item: Placed, device: torch.device) -> str:
     if device.type == "cuda":
         return "plain"
     # Where the map that comes out has 4 x 4 positions, weights cost more than arithmetic.
-    if isinstance(item.layer, SpectralConv2d):
-        if item.layer.halve:
-            return "merged" + (MATRIX if item.side <= 8 else "")
-        return "plain" + (MATRIX if item.side <= 4 else "")
-    if not item.layer.doubles:
+    if "merged" in item.resampling:
+        return "merged" + (MATRIX if item.side <= 8 else "")
+    if "phases" not in item.resampling:
         return "plain" + (MATRIX if item.side <= 4 else "")
     if item.side < 8:
         return "phases" + MATRIX
@@ -80,28 +81,24 @@ def set_form(item: Placed, form: str) -> None:
     """Let a layer compute in `form`, one of its alternatives."""
     if form not in item.alternatives:
         raise ValueError(f"{item.name}: has no form {form!r}, only {', '.join(item.alternatives)}")
-    item.layer.form = form.removesuffix(MATRIX)  # type: ignore[assignment]
+    item.layer.form = form.removesuffix(MATRIX)
     item.layer.by_matrix = form.endswith(MATRIX)
 
 
-def shortcuts(network: nn.Module) -> Iterator[Convolution | SpectralConv2d]:
-    """The 1x1 convolutions beside a resampling."""
-    for layer in network.modules():
-        if not isinstance(layer, Convolution | SpectralConv2d) or layer.weight.shape[-1] != 1:
-            continue
-        if layer.doubles if isinstance(layer, Convolution) else layer.halve:
-            yield layer
+def shortcuts(network: nn.Module) -> Iterator[Rewritable]:
+    """The 1x1 convolutions next to a resampling. In their last form they work at the lower resolution."""
+    for module in network.modules():
+        if hasattr(type(module), "forms"):
+            layer = cast(Rewritable, module)
+            if len(layer.forms) > 1 and layer.weight.shape[-1] == 1:
+                yield layer
 
 
 def set_fused(network: nn.Module, *, spectral_norm: bool, conditional_norm: bool, low_resolution: bool) -> None:
-    """Put the other choices into the layers of `network`."""
-    for layer in network.modules():
-        if isinstance(layer, SpectralLayer):
-            layer.fused = spectral_norm
-        elif isinstance(layer, ConditionalBatchNorm2d):
-            layer.fused = conditional_norm
+    """Put the other choices into the layers of `network`: a layer with `fuses` names the choice that `fused` follows."""
+    choices = {"spectral_norm": spectral_norm, "conditional_norm": conditional_norm}
+    layers: list[Any] = [layer for layer in network.modules() if hasattr(layer, "fuses")]
+    for layer in layers:
+        layer.fused = choices[layer.fuses]
     for shortcut in shortcuts(network):
-        if isinstance(shortcut, Convolution):
-            shortcut.form = "phases" if low_resolution else "plain"
-        else:
-            shortcut.form = "merged" if low_resolution else "plain"
+        shortcut.form = shortcut.forms[-1] if low_resolution else "plain"

@@ -1,7 +1,7 @@
 """Layers of the networks: spectrally normalised convolution, linear and embedding layers, and batch normalisation.
 
 Two layers change state while they compute: spectral norm moves its vector `u`, batch norm its running statistics. What
-a pass changes must not depend on how many replicas one process holds, so both obey `trainer.models.replicas`.
+a pass changes must not depend on how many replicas one process holds, so both are `Effects` (trainer/models/traits.py).
 
 Some layers know the same function in several forms (`form`, `fused`); all start in the plain one, the reference, and
 `trainer.models.forms` puts them into faster ones. Parameters, buffers and their names do not know of it.
@@ -13,7 +13,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,7 @@ class SpectralLayer(nn.Module):
     too, which no official run depends on: its discriminator only ever works in training mode).
     """
 
+    fuses = "spectral_norm"
     weight: nn.Parameter
     u: Tensor
 
@@ -89,10 +90,12 @@ class SpectralLayer(nn.Module):
             raise RuntimeError("replica_passes is open already for this layer; passes cannot be nested")
         self._shared, self._pass = [], 0
 
-    def start_replica(self) -> None:
+    def start_replica(self, number: int) -> None:
+        """The next call is pass 0 again."""
         self._pass = 0
 
     def end_passes(self) -> None:
+        """From now on every call is a pass, and nothing is kept."""
         self._shared, self._pass = None, 0
 
     def normalised_weight(self) -> Tensor:
@@ -132,6 +135,8 @@ class SpectralConv2d(SpectralLayer):
     x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, H/2, W/2] with `halve`.
     """
 
+    draws = couples_samples = False
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, halve: bool = False
     ) -> None:
@@ -142,6 +147,11 @@ class SpectralConv2d(SpectralLayer):
         """With `halve`: convolution, then mean; or both as one 4x4 convolution of stride 2 (3x3), or the mean first (1x1)."""
         self.by_matrix = False
         """Whether the convolution is a matrix product over gathered patches."""
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The values of `form` that the layer can compute in."""
+        return ("plain", "merged") if self.halve else ("plain",)
 
     def kernel(self, normalised: Tensor) -> Tensor:
         if self.halve and self.form == "merged" and normalised.shape[-1] == 3:
@@ -165,6 +175,8 @@ class SpectralConv2d(SpectralLayer):
 class SpectralLinear(SpectralLayer):
     """x [B, I] -> [B, O], outside autocast."""
 
+    draws = couples_samples = False
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(glorot_uniform(torch.empty(out_features, in_features)))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
@@ -177,6 +189,8 @@ class SpectralLinear(SpectralLayer):
 
 class SpectralEmbedding(SpectralLayer):
     """labels [B] -> rows [B, F] of the normalised table [K, F]; the norm is that of the whole table."""
+
+    draws = couples_samples = False
 
     def __init__(self, classes: int, features: int) -> None:
         super().__init__(glorot_uniform(torch.empty(classes, features)))
@@ -191,6 +205,8 @@ class Convolution(nn.Conv2d):
     Glorot-uniform weights, zero bias. x [B, C_in, H, W] -> [B, C_out, H, W], or [B, C_out, 2H, 2W] with `doubles`.
     """
 
+    draws = couples_samples = False
+
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, gain: float = 1.0, doubles: bool = False
     ) -> None:
@@ -204,6 +220,11 @@ class Convolution(nn.Conv2d):
         self.by_matrix = False
         """Whether the convolution is a matrix product over gathered patches."""
         self._kept: dict[torch.dtype, Tensor] | None = None  # expanded kernels, while the weight is known to stay
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The values of `form` that the layer can compute in."""
+        return ("plain", "transposed", "phases") if self.doubles else ("plain",)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.doubles:
@@ -249,11 +270,13 @@ class BatchNorm2d(nn.Module):
 
     In training the batch's own statistics normalise (biased variance) and the running ones follow them
     (`running = (1 - momentum) running + momentum batch`, unbiased variance); in evaluation the running ones normalise.
-    `update_statistics` switches the following off; `trainer.models.replicas` does so for every replica but number 0.
+    `update_statistics` switches the following off; inside `replica_passes` it is off for every replica but number 0.
 
     The official running variance starts at 0, here at 1: what the start leaves over after 300 passes is below 1e-13.
     """
 
+    draws = False
+    couples_samples = True
     running_mean: Tensor
     running_var: Tensor
 
@@ -267,12 +290,23 @@ class BatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         self.update_statistics = True
         self.normalise: Callable[..., Tensor] = F.batch_norm
-        self.groups = 1
+        self.joined_passes = 1
         """Equal groups, one behind the other in the batch, that are normalised apart, as if each were a pass."""
 
+    def begin_passes(self) -> None:
+        """Nothing: what matters is which replica it is."""
+
+    def start_replica(self, number: int) -> None:
+        """Running statistics follow replica 0 alone."""
+        self.update_statistics = number == 0
+
+    def end_passes(self) -> None:
+        """Every pass is followed again."""
+        self.update_statistics = True
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.groups > 1:
-            return torch.cat([self._normalised(group) for group in x.chunk(self.groups)])
+        if self.training and self.joined_passes > 1:
+            return torch.cat([self._normalised(group) for group in x.chunk(self.joined_passes)])
         return self._normalised(x)
 
     def _normalised(self, x: Tensor) -> Tensor:
@@ -286,14 +320,14 @@ class BatchNorm2d(nn.Module):
 @contextmanager
 def normalised_in_groups(module: nn.Module, groups: int) -> Iterator[None]:
     """While it is open, training passes of `module` are `groups` passes in one: batch norm takes each group alone."""
-    norms = [layer for layer in module.modules() if isinstance(layer, BatchNorm2d)]
-    for norm in norms:
-        norm.groups = groups
+    layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "joined_passes")]
+    for layer in layers:
+        layer.joined_passes = groups
     try:
         yield
     finally:
-        for norm in norms:
-            norm.groups = 1
+        for layer in layers:
+            layer.joined_passes = 1
 
 
 def glorot_uniform(weight: Tensor, gain: float = 1.0) -> Tensor:

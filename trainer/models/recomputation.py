@@ -2,17 +2,16 @@
 
 Chen et al. 2016 (arXiv 1604.06174). Only a block's input is kept; the backward pass computes the rest again. That second
 time must leave batch norm's running statistics alone, or they would move twice. Blocks that draw (dropout) or take power
-iterations are not given here: the generators of the papers have neither.
+iterations cannot be computed again; `trainer.models.traits.can_repeat` finds them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
-from trainer.models.layers import BatchNorm2d
 
 
 def recomputed(block: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
@@ -33,12 +32,12 @@ def recomputed(block: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 @contextmanager
 def _second_time(block: nn.Module) -> Iterator[None]:
-    norms = [layer for layer in block.modules() if isinstance(layer, BatchNorm2d)]
-    before = [norm.update_statistics for norm in norms]
-    for norm in norms:
-        norm.update_statistics = False
+    layers: list[Any] = [layer for layer in block.modules() if hasattr(layer, "update_statistics")]
+    before = [layer.update_statistics for layer in layers]
+    for layer in layers:
+        layer.update_statistics = False
     try:
         yield
     finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.update_statistics = value
+        for layer, value in zip(layers, before, strict=True):
+            layer.update_statistics = value

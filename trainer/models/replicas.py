@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from trainer.models.layers import BatchNorm2d, SpectralLayer
+from trainer.models.traits import effects
 
 
 @contextmanager
@@ -22,26 +22,19 @@ def replica_passes(*modules: nn.Module) -> Iterator[Callable[[int], None]]:
     the normalised weight with its graph, the others' use that very tensor. So one backward through the sum over the
     replicas is right, and several backwards are not possible. Running statistics follow replica 0 only. Every replica
     must make the same passes. Wrapped modules (DDP, DeepSpeed) are given bare.
+
+    Raises TypeError for a layer whose state moves and that is no `Effects` (trainer/models/traits.py).
     """
-    spectral, norms = [], []
-    for layer in {id(layer): layer for module in modules for layer in module.modules()}.values():
-        if isinstance(layer, SpectralLayer):
-            spectral.append(layer)
-        elif isinstance(layer, BatchNorm2d):
-            norms.append(layer)
+    layers = list(effects(*modules))
 
     def start_replica(number: int) -> None:
-        for layer in spectral:
-            layer.start_replica()
-        for norm in norms:
-            norm.update_statistics = number == 0
+        for layer in layers:
+            layer.start_replica(number)
 
-    for layer in spectral:
+    for layer in layers:
         layer.begin_passes()
     try:
         yield start_replica
     finally:
-        for layer in spectral:
+        for layer in layers:
             layer.end_passes()
-        for norm in norms:
-            norm.update_statistics = True

@@ -4,8 +4,9 @@ The official forms at 32 (CIFAR), 64 and 128 px are the defaults of their resolu
 Shapes: B batch, C channels, H = W the resolution, K classes, Z latent dimension.
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +16,16 @@ from torch import Tensor, nn
 
 from trainer.foundation.errors import SettingError
 from trainer.models.conditioning import (
-    ConditionalBatchNorm2d,
     ConditioningConfig,
     DiscriminatorOutput,
     ProjectionConfig,
-    build_conditioning,
+    class_norm,
+    normalised,
 )
-from trainer.models.config import ModelConfig
+from trainer.models.config import ModelConfig, classifies
+from trainer.models.forms import Placed
 from trainer.models.layers import (
     SQRT2,
-    BatchNorm2d,
     Convolution,
     SpectralConv2d,
     SpectralLinear,
@@ -66,6 +67,10 @@ class ResNetGeneratorConfig:
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of the newest batch in the running statistics; the official decay of 0.9."""
 
+    def build(self, model: ModelConfig) -> "ResNetGenerator":
+        """The network, weights drawn from torch's default generator. Raises SettingError for an impossible one."""
+        return ResNetGenerator(self, model)
+
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class ResNetDiscriminatorConfig:
@@ -86,15 +91,31 @@ class ResNetDiscriminatorConfig:
     pooling: Literal["sum", "mean"] = "sum"
     """Global pooling before the head. The official code sums; some ports take the mean."""
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it has class logits, given classes: the conditioning says it."""
+        return classifies(self.conditioning)
+
+    @property
+    def couples_samples(self) -> bool:
+        """Every sample is judged alone."""
+        return False
+
+    def build(self, model: ModelConfig) -> "ResNetDiscriminator":
+        """The network, weights drawn from torch's default generator. Raises SettingError for an impossible one."""
+        return ResNetDiscriminator(self, model)
+
 
 class GeneratorBlock(nn.Module):
     """norm -> ReLU -> up x2 -> conv3x3 -> norm -> ReLU -> conv3x3, plus up x2 -> conv1x1; widths in -> out -> out."""
 
+    draws = couples_samples = False
+
     def __init__(self, in_channels: int, out_channels: int, config: ResNetGeneratorConfig, classes: int) -> None:
         super().__init__()
-        self.norm1 = _norm(in_channels, classes, config)
+        self.norm1 = class_norm(in_channels, classes, config.norm_eps, config.norm_momentum)
         self.conv1 = Convolution(in_channels, out_channels, 3, SQRT2, doubles=True)
-        self.norm2 = _norm(out_channels, classes, config)
+        self.norm2 = class_norm(out_channels, classes, config.norm_eps, config.norm_momentum)
         self.conv2 = Convolution(out_channels, out_channels, 3, SQRT2)
         self.shortcut = Convolution(in_channels, out_channels, 1, doubles=True)
 
@@ -109,6 +130,8 @@ class GeneratorBlock(nn.Module):
 class ResNetGenerator(nn.Module):
     """Linear -> blocks, each doubling the map -> batch norm -> ReLU -> conv3x3 -> tanh."""
 
+    draws = couples_samples = False
+
     def __init__(self, config: ResNetGeneratorConfig, model: ModelConfig) -> None:
         super().__init__()
         widths = [config.channels * m for m in _generator_multipliers(config, model.resolution)]
@@ -119,7 +142,8 @@ class ResNetGenerator(nn.Module):
         self.blocks = nn.ModuleList(
             GeneratorBlock(before, after, config, model.classes) for before, after in pairwise(widths)
         )
-        self.norm = _norm(widths[-1], model.classes if config.final_norm == "conditional" else 0, config)
+        classes_of_last = model.classes if config.final_norm == "conditional" else 0
+        self.norm = class_norm(widths[-1], classes_of_last, config.norm_eps, config.norm_momentum)
         self.conv = Convolution(widths[-1], model.image_channels, 3)
         self.recompute = False
         """Whether the backward pass computes the blocks again (trainer/models/recomputation.py)."""
@@ -134,9 +158,20 @@ class ResNetGenerator(nn.Module):
             h = recomputed(block, h, labels) if self.recompute else block(h, labels)
         return torch.tanh(at_least_float32(self.conv(F.relu(normalised(self.norm, h, labels), inplace=True))))
 
+    def placed_convolutions(self, resolution: int) -> list[Placed]:
+        """The blocks' 3x3 convolutions, from first to last."""
+        found, side = [], self.bottom_width
+        for number, block in enumerate(cast(Iterable[GeneratorBlock], self.blocks)):
+            found.append(Placed(f"blocks.{number}.conv1", block.conv1, side))
+            side *= 2
+            found.append(Placed(f"blocks.{number}.conv2", block.conv2, side))
+        return found
+
 
 class FirstDiscriminatorBlock(nn.Module):
     """conv3x3 -> ReLU -> conv3x3 -> down, plus down -> conv1x1: no ReLU at the image, the shortcut pools first."""
+
+    draws = couples_samples = False
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -151,6 +186,8 @@ class FirstDiscriminatorBlock(nn.Module):
 
 class DiscriminatorBlock(nn.Module):
     """ReLU -> conv3x3 -> ReLU -> conv3x3 (-> down), plus conv1x1 (-> down), or plus x where the shape stays."""
+
+    draws = couples_samples = False
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int, halve: bool) -> None:
         super().__init__()
@@ -168,11 +205,13 @@ class DiscriminatorBlock(nn.Module):
 class ResNetDiscriminator(nn.Module):
     """Blocks -> ReLU -> global sum -> linear, with a conditioning; spectral norm on every weight."""
 
+    draws = couples_samples = False
+
     def __init__(self, config: ResNetDiscriminatorConfig, model: ModelConfig) -> None:
         super().__init__()
         multipliers, halvings, head_bias = _discriminator_form(config, model.resolution)
         widths = [config.channels * m for m in multipliers]
-        conditioning = build_conditioning(config.conditioning, model.classes, widths[-1], len(widths))
+        conditioning = config.conditioning.build(model.classes, widths[-1], len(widths))
         blocks: list[nn.Module] = [FirstDiscriminatorBlock(model.image_channels, widths[0])]
         for number in range(1, len(widths)):
             before = widths[number - 1] + conditioning.extra_channels(after_block=number)
@@ -194,17 +233,15 @@ class ResNetDiscriminator(nn.Module):
             output: DiscriminatorOutput = self.conditioning(features, self.linear(features).squeeze(1), labels)
         return output
 
-
-def normalised(norm: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """The output of a plain or a conditional batch norm."""
-    y: Tensor = norm(x, labels) if isinstance(norm, ConditionalBatchNorm2d) else norm(x)
-    return y
-
-
-def _norm(channels: int, classes: int, config: ResNetGeneratorConfig) -> nn.Module:
-    if classes == 0:
-        return BatchNorm2d(channels, config.norm_eps, config.norm_momentum)
-    return ConditionalBatchNorm2d(channels, classes, config.norm_eps, config.norm_momentum)
+    def placed_convolutions(self, resolution: int) -> list[Placed]:
+        """The blocks' 3x3 convolutions, from first to last, for images of `resolution` px."""
+        found, side = [], resolution
+        blocks = cast(Iterable[FirstDiscriminatorBlock | DiscriminatorBlock], self.blocks)
+        for number, block in enumerate(blocks):
+            found.append(Placed(f"blocks.{number}.conv1", block.conv1, side))
+            found.append(Placed(f"blocks.{number}.conv2", block.conv2, side))
+            side = side // 2 if block.conv2.halve else side
+        return found
 
 
 def _generator_multipliers(config: ResNetGeneratorConfig, resolution: int) -> tuple[int, ...]:

@@ -11,15 +11,24 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.layers import BatchNorm2d
+from trainer.foundation.errors import SettingError
+from trainer.models.traits import couples_samples
 
 
 def synchronise_norms(*modules: nn.Module) -> None:
-    """Let every batch norm of `modules` take its statistics over all processes."""
-    for module in modules:
-        for layer in module.modules():
-            if isinstance(layer, BatchNorm2d):
-                layer.normalise = synchronised_batch_norm
+    """Let every batch norm of `modules` take its statistics over all processes.
+
+    Raises SettingError for another layer that couples samples: it would couple those of one process.
+    """
+    layers: list[Any] = [layer for module in modules for layer in module.modules()]
+    for layer in layers:
+        if hasattr(layer, "normalise"):
+            layer.normalise = synchronised_batch_norm
+        elif couples_samples(layer):
+            raise SettingError(
+                f"batch.synchronised_norm: is true, but the layer {type(layer).__qualname__} couples the samples of a pass, or "
+                "does not say that it does not (trainer/models/traits.py); set it to false"
+            )
 
 
 def synchronised_batch_norm(

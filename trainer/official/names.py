@@ -8,15 +8,25 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from trainer.foundation.errors import SettingError
 from trainer.models.conditioning import AuxiliaryClassifier, Concat, ConditionalBatchNorm2d, Projection
 from trainer.models.layers import BatchNorm2d, SpectralLayer
 from trainer.models.resnet import ResNetDiscriminator, ResNetGenerator
 
 COUNTERS = "N"
 """Chainer's batch norm also stores N, a count that only its fine-tuning mode uses. It is read and dropped."""
+OfficialNetwork = ResNetGenerator | ResNetDiscriminator
+"""The networks that the official code has."""
 
 
-def official_names(module: ResNetGenerator | ResNetDiscriminator) -> dict[str, str]:
+def official_network(network: nn.Module, section: str) -> OfficialNetwork:
+    """The network itself if the official code has its kind. Else raises SettingError for `section`."""
+    if not isinstance(network, OfficialNetwork):
+        raise SettingError(f"{section}.name: the official code has residual networks alone; set it to resnet")
+    return network
+
+
+def official_names(module: OfficialNetwork) -> dict[str, str]:
     """Official array name -> our state-dict name, for every tensor of the module.
 
     Raises ValueError for a network that the official code cannot express.
@@ -29,7 +39,7 @@ def official_names(module: ResNetGenerator | ResNetDiscriminator) -> dict[str, s
     return names
 
 
-def official_counters(module: ResNetGenerator | ResNetDiscriminator) -> set[str]:
+def official_counters(module: OfficialNetwork) -> set[str]:
     """Names of the counts that official snapshots hold beside the arrays of `official_names`."""
     return {f"{n.removesuffix('avg_mean')}{COUNTERS}" for n in official_names(module) if n.endswith("avg_mean")}
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trainer.foundation.errors import TrainerError
-from trainer.models.resnet import DISCRIMINATOR_FORMS, GENERATOR_FORMS, ResNetDiscriminator, ResNetGenerator
-from trainer.official.names import official_counters, official_names
+from trainer.models.resnet import DISCRIMINATOR_FORMS, GENERATOR_FORMS
+from trainer.official.names import OfficialNetwork, official_counters, official_names
 
 
 class SnapshotError(TrainerError):
@@ -107,7 +107,7 @@ def _take(where: str, names: dict[str, np.ndarray], prefix: str, optimizer: str)
     )
 
 
-def network_state(module: ResNetGenerator | ResNetDiscriminator, snapshot: Snapshot) -> dict[str, Tensor]:
+def network_state(module: OfficialNetwork, snapshot: Snapshot) -> dict[str, Tensor]:
     """The module's state dict from the official arrays; every array must be known, present and of the right shape."""
     names, state = official_names(module), module.state_dict()
     unknown = sorted(snapshot.arrays.keys() - names.keys() - official_counters(module))
@@ -121,7 +121,7 @@ def network_state(module: ResNetGenerator | ResNetDiscriminator, snapshot: Snaps
     }
 
 
-def adam_state(module: ResNetGenerator | ResNetDiscriminator, snapshot: Snapshot) -> dict[str, Tensor]:
+def adam_state(module: OfficialNetwork, snapshot: Snapshot) -> dict[str, Tensor]:
     """Adam's step and moments ("step", "exp_avg/<parameter>", "exp_avg_sq/<parameter>"); zeros where there are none."""
     parameters = dict(module.named_parameters())
     theirs_of = {ours: theirs for theirs, ours in official_names(module).items()}

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+
+from trainer.foundation.choices import Choice
 
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -86,12 +88,8 @@ class SGDConfig:
         return dict(moments)
 
 
-def _tag(value: object) -> str:
-    """The settings of before there were several optimizers name none: they are Adam's."""
-    return str(value.get("name", "adam")) if isinstance(value, dict) else str(getattr(value, "name", "adam"))
-
-
-OptimizerConfig = Annotated[Annotated[AdamConfig, Tag("adam")] | Annotated[SGDConfig, Tag("sgd")], Discriminator(_tag)]
+OptimizerConfig = Annotated[AdamConfig | SGDConfig, Choice(default="adam")]
+"""Settings that name no optimizer are Adam's, as they were before there were several."""
 KINDS = tuple(kind.name for kind in (AdamConfig, SGDConfig))
 """The names: the state's tensors of a player's optimizer begin with PLAYER.NAME/."""
 

@@ -1,27 +1,30 @@
 """The settings of `speed.*`, put into the networks."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
 
 from trainer.foundation.errors import SettingError
 from trainer.models.forms import MATRIX, Placed, fixed_form, placed_convolutions, set_form, set_fused
-from trainer.models.traits import draws_inside
+from trainer.models.traits import can_repeat, draws_inside, silent_layers
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
 
 
 def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolution: int, launch: Launch) -> None:
-    """Put the settings into the networks, which were built for `resolution`. Raises `SettingError`."""
+    """Put the settings into the networks, by name, which were built for images of `resolution` px. Raises `SettingError`."""
     check_speed(speed, launch)
-    for network in networks.values():
+    for name, network in networks.items():
         if not speed.channels_last and draws_inside(network):
+            silent = silent_layers(network)
+            what = f"layers that do not say whether they draw ({', '.join(silent)})" if silent else "dropout or noise"
             raise SettingError(
-                "speed.channels_last: is false, but this network has dropout or noise, which is drawn in the order of memory: "
-                "it would be another training; set it to true"
+                f"speed.channels_last: is false, but the {name} has {what}, which is drawn in the order of memory: it would "
+                "be another training; set it to true"
             )
         set_fused(
             network,
@@ -31,16 +34,28 @@ def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolutio
         )
         for item in placed_convolutions(network, resolution):
             set_form(item, _chosen(speed, item, launch.device))
-        if hasattr(network, "recompute"):
-            setattr(network, "recompute", speed.recompute_blocks)  # noqa: B010 (not declared by nn.Module)
-    if speed.recompute_blocks and not any(hasattr(network, "recompute") for network in networks.values()):
-        raise SettingError(
-            "speed.recompute_blocks: is true, but this generator has no residual blocks; set it to false"
-        )
+    _set_recomputation(speed.recompute_blocks, networks)
     if launch.device.type == "cuda":
         torch.backends.cudnn.benchmark = speed.cudnn_benchmark
     if speed.compile != "none":
-        compile_blocks(speed, *networks.values())
+        compile_blocks(speed, networks.values())
+
+
+def _set_recomputation(recompute: bool, networks: Mapping[str, nn.Module]) -> None:
+    """Switch it in the networks that have it. Raises `SettingError` where it is asked for and none has it, or one may not."""
+    able: dict[str, Any] = {name: network for name, network in networks.items() if hasattr(network, "recompute")}
+    if recompute and not able:
+        raise SettingError(
+            f"speed.recompute_blocks: is true, but none of the networks ({', '.join(networks)}) can compute its blocks "
+            "again; set it to false"
+        )
+    for name, network in able.items():
+        if recompute and not all(can_repeat(block) for block in getattr(network, "blocks", (network,))):
+            raise SettingError(
+                f"speed.recompute_blocks: is true, but layers in the blocks of the {name} draw or move a state, so that a "
+                "second pass would differ from the first; set it to false"
+            )
+        network.recompute = recompute
 
 
 def _chosen(speed: SpeedConfig, item: Placed, device: torch.device) -> str:
@@ -69,7 +84,7 @@ def check_speed(speed: SpeedConfig, launch: Launch) -> None:
         )
 
 
-def compile_blocks(speed: SpeedConfig, *networks: nn.Module, backend: str = "inductor") -> None:
+def compile_blocks(speed: SpeedConfig, networks: Iterable[nn.Module], backend: str = "inductor") -> None:
     """Compile every residual block in place; names of parameters stay. The penalties' second derivatives are refused by
     `trainer.config`, since compiled code has none."""
     mode = "reduce-overhead" if speed.compile == "graphs" else None

@@ -72,7 +72,7 @@ def fastest_form(item: Placed, batch: int, launch: Launch, repeats: int = 3) -> 
             began = _now(launch)
             with launch.autocast():
                 y = trial.layer(x.requires_grad_(True))
-            y.backward(torch.ones_like(y))
+            y.backward(torch.ones_like(y))  # type: ignore[no-untyped-call]
             times.append(_now(launch) - began)
         seconds[form] = min(times[1:])
     best = min(seconds, key=lambda form: seconds[form])

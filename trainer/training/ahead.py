@@ -11,21 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.methods.protocol import Method, Tensors, Turn
-from trainer.models.layers import SpectralLayer, kept_kernels, normalised_in_groups
+from trainer.models.layers import kept_kernels, normalised_in_groups
 from trainer.models.replicas import replica_passes
-from trainer.models.traits import draws_inside
+from trainer.models.traits import can_group
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
 
 Drawn = Sequence[Tensors]
 """A draw for each replica that this process holds."""
-
-
-def can_group(network: nn.Module) -> bool:
-    """Whether several passes of the network can be one: no layer draws, and none but batch norm has a state."""
-    other_norms = nn.modules.batchnorm._NormBase  # which know nothing of groups
-    stateful = any(isinstance(layer, SpectralLayer | other_norms) for layer in network.modules())
-    return not stateful and not draws_inside(network)
 
 
 class Joined(Mapping[str, Tensor]):

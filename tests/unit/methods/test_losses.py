@@ -74,6 +74,48 @@ def test_gradient_penalty_is_taken_between_the_images():
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (1, 7), (7, 7), (4, 2, 5), (4, 2, 3, 3), (2, 1, 2, 3, 2)], ids=str)
+def test_penalties_equal_a_loop_over_samples_of_any_rank(shape):
+    """Each sample is mixed with its own partner alone, and its gradient's length is over all of it."""
+    torch.manual_seed(0)
+    real, fake, mix = torch.randn(shape).double(), torch.randn(shape).double(), torch.rand(shape[0]).double()
+    weight = torch.randn(shape[1:]).double()
+
+    def logits(x):
+        return torch.tanh(weight * x).flatten(1).sum(1)
+
+    def length(x):
+        x = x.detach().requires_grad_(True)
+        return torch.autograd.grad(logits(x[None])[0], x)[0].norm()
+
+    rows = list(zip(real, fake, mix, strict=True))
+    want = sum((length(r * m + f * (1 - m)) / 2 - 1) ** 2 for r, f, m in rows) / len(rows)
+    torch.testing.assert_close(penalties.gradient_penalty(logits, real, fake, mix, target=2.0), want)
+    leaf = real.clone().requires_grad_(True)
+    want = sum(length(r) ** 2 / 2 for r in real) / len(real)
+    torch.testing.assert_close(penalties.r1(logits(leaf), leaf), want)
+
+
+@pytest.mark.parametrize(
+    ("real", "fake", "mix"),
+    [
+        ((4, 7), (4, 7), (7,)),
+        ((4, 7), (4, 7), (4, 1)),
+        ((4, 7), (4, 7), ()),
+        ((4, 7), (1, 7), (4,)),
+        ((4, 7), (4, 6), (4,)),
+        ((4, 3, 2, 2), (4, 3, 2), (4,)),
+        ((4,), (4,), (4,)),
+    ],
+    ids=str,
+)
+def test_shapes_that_do_not_fit_are_refused(real, fake, mix):
+    with pytest.raises(ValueError, match="do not fit together"):
+        penalties.gradient_penalty(
+            lambda x: x.flatten(1).sum(1), torch.zeros(real), torch.zeros(fake), torch.zeros(mix)
+        )
+
+
 def test_r1_and_drift():
     x = torch.randn(3, 1, 2, 2).double().requires_grad_(True)
     assert penalties.r1(linear(x), x).item() == pytest.approx(12.5)

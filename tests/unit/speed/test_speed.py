@@ -15,7 +15,7 @@ from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.forms import placed_convolutions
 from trainer.models.layers import Convolution, kept_kernels
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
-from trainer.models.traits import draws_inside
+from trainer.models.traits import can_group, draws_inside
 from trainer.players.optimizers import AdamConfig
 from trainer.players.player import Player
 from trainer.processes.launch import read_launch
@@ -24,7 +24,6 @@ from trainer.speed import autotune as speed_module
 from trainer.speed.apply import apply_speed, describe_host
 from trainer.speed.autotune import Tuned, choose_forms
 from trainer.speed.settings import PLAIN, SpeedConfig
-from trainer.training.ahead import can_group
 from trainer.training.iteration import run_iteration
 
 LAUNCH = read_launch()
@@ -215,9 +214,29 @@ def test_what_draws_in_the_order_of_memory_keeps_its_layout():
     dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
     G, D = build_generator(DCGANGeneratorConfig(), dcgan), build_discriminator(DCGANDiscriminatorConfig(), dcgan)
     assert draws_inside(D)
-    apply_speed(SpeedConfig(), {"G": G, "D": D}, 32, LAUNCH)
-    with pytest.raises(SettingError, match=r"^speed\.channels_last: "):
-        apply_speed(PLAIN, {"G": G, "D": D}, 32, LAUNCH)
+    apply_speed(SpeedConfig(), {"generator": G, "discriminator": D}, 32, LAUNCH)
+    with pytest.raises(SettingError, match=r"^speed\.channels_last: .* the discriminator has dropout or noise"):
+        apply_speed(PLAIN, {"generator": G, "discriminator": D}, 32, LAUNCH)
+    G.extra = type("Mystery", (torch.nn.Module,), {"forward": lambda self, x: x})()
+    with pytest.raises(SettingError, match=r"the generator has layers that do not say whether they draw \(Mystery\)"):
+        apply_speed(PLAIN, {"generator": G}, 32, LAUNCH)
+
+
+def test_blocks_are_computed_again_only_where_that_changes_nothing():
+    """A network offers it with the attribute `recompute`; what draws or has a state that moves may not be in its blocks."""
+    again = SpeedConfig(recompute_blocks=True)
+    dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
+    with pytest.raises(SettingError, match=r"^speed\.recompute_blocks: .* none of the networks \(a, b\)"):
+        apply_speed(again, {name: DCGANGeneratorConfig().build(dcgan) for name in "ab"}, 32, LAUNCH)
+    pair = {name: ResNetGeneratorConfig(channels=2).build(MODEL) for name in "ab"}
+    apply_speed(again, pair, 32, LAUNCH)
+    assert all(network.recompute for network in pair.values())
+    for layer in (torch.nn.Dropout2d(0.5), layers.SpectralLinear(2, 2)):
+        pair["b"].blocks[0].extra = layer
+        with pytest.raises(SettingError, match=r"^speed\.recompute_blocks: .* blocks of the b "):
+            apply_speed(again, pair, 32, LAUNCH)
+    apply_speed(SpeedConfig(), pair, 32, LAUNCH)
+    assert not any(network.recompute for network in pair.values())
 
 
 def tuned(networks):

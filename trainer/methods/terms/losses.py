@@ -1,14 +1,20 @@
 """Adversarial losses as plain functions of the discriminator's logits, and the classification loss.
 
-A loss is two functions and a name in `LOSSES`. real: logits [n] of real images, fake: logits [m] of generated ones.
-D(x) below is the logit, sigma the logistic function. Each returns a scalar to be minimised.
+A loss is two functions and a name in `LOSSES`, the only list: settings of the type `LossName` are held against it.
+real: logits [n] of real images, fake: logits [m] of generated ones. D(x) below is the logit, sigma the logistic function.
+Each returns a scalar to be minimised.
+
+The generator's side sees the logits of generated images alone. A relativistic loss needs those of real ones as well, so
+it is out of reach here: its generator's turn must read real images, which is a matter of the method.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainer.foundation.choices import OneOf
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -70,3 +76,7 @@ LOSSES = {
     "least_squares": Loss(least_squares_discriminator, least_squares_generator),
     "wasserstein": Loss(wasserstein_discriminator, linear_generator),
 }
+"""The losses by name."""
+
+LossName = Annotated[str, OneOf(LOSSES)]
+"""A setting that names one of them."""

@@ -1,6 +1,7 @@
 """Penalties on the discriminator, each a plain function with its equation.
 
-Both differentiate twice through the discriminator: the returned scalar has a graph to its parameters.
+Both gradient penalties differentiate twice through the discriminator: the scalar has a graph to its parameters. Samples
+are [B, ...] with one dimension or more behind B: images [B, C, H, W], vectors [B, F].
 """
 
 from collections.abc import Callable
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def input_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """d logits_i / d images_i of every sample: [B, C, H, W], with a graph. `images` must require a gradient."""
-    return torch.autograd.grad(logits.sum(), images, create_graph=True)[0]
+def input_gradient(logits: Tensor, samples: Tensor) -> Tensor:
+    """d logits_i / d samples_i of every sample: [B, ...], with a graph. `samples` must require a gradient."""
+    return torch.autograd.grad(logits.sum(), samples, create_graph=True)[0]
 
 
 def gradient_penalty(
@@ -22,19 +23,26 @@ def gradient_penalty(
     WGAN-GP (Gulrajani et al. 2017, Eq. 3) for t = 1; the division by t is that of Karras et al. 2018.
 
     Args:
-        logits_of: images [B, C, H, W] -> logits [B].
-        real, fake: [B, C, H, W]; no gradient flows into them.
+        logits_of: samples [B, ...] -> logits [B].
+        real, fake: [B, ...], of the same shape; no gradient flows into them.
         mix: [B], in [0, 1), U(0, 1) in the papers.
+
+    Raises ValueError for other shapes.
     """
-    share = mix[:, None, None, None]
-    images = (share * real + (1 - share) * fake).detach().requires_grad_(True)
-    lengths: Tensor = torch.linalg.vector_norm(input_gradient(logits_of(images), images).flatten(1), dim=1)
+    if real.dim() < 2 or real.shape != fake.shape or mix.shape != real.shape[:1]:
+        raise ValueError(
+            f"gradient penalty: real samples {list(real.shape)}, generated ones {list(fake.shape)} and mixing weights "
+            f"{list(mix.shape)} do not fit together; give [B, ...] twice, and [B]"
+        )
+    share = mix.reshape(-1, *[1] * (real.dim() - 1))
+    samples = (share * real + (1 - share) * fake).detach().requires_grad_(True)
+    lengths: Tensor = torch.linalg.vector_norm(input_gradient(logits_of(samples), samples).flatten(1), dim=1)
     return ((lengths - target) / target).square().mean()
 
 
-def r1(real_logits: Tensor, real_images: Tensor) -> Tensor:
-    """1/2 E |grad D(x)|^2 at real x (Mescheder et al. 2018, Eq. 9); times gamma it is their penalty."""
-    return 0.5 * input_gradient(real_logits, real_images).square().flatten(1).sum(1).mean()
+def r1(real_logits: Tensor, real_samples: Tensor) -> Tensor:
+    """1/2 E |grad D(x)|^2 at real x [B, ...] (Mescheder et al. 2018, Eq. 9); times gamma it is their penalty."""
+    return 0.5 * input_gradient(real_logits, real_samples).square().flatten(1).sum(1).mean()
 
 
 def drift(real_logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from trainer.foundation.choices import Choice
 from trainer.methods.terms import penalties
 from trainer.methods.terms.term import Seen, Term, Value
 
@@ -53,7 +54,7 @@ class R1Config:
         return (R1(self),)
 
 
-PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Field(discriminator="name")]
+PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Choice()]
 
 
 def _lazy(player: str, update: int, every: int) -> float | None:
