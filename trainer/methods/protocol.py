@@ -22,6 +22,14 @@ Networks = Mapping[str, Callable[..., Any]]
 """Networks by name, as plain callables."""
 
 
+class Objective(Protocol):
+    """The protocol before `Method`. Only until the loop speaks of methods."""
+
+    def discriminator_loss(self, G: Any, D: Any, batch: Any, /) -> dict[str, Tensor]: ...
+
+    def generator_loss(self, G: Any, D: Any, batch: Any, /) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Turn:
     """One update of one player. It is a function of the iteration alone."""
