@@ -62,6 +62,9 @@ class ClassNames(NamedTuple):
     """Identifiers in the data, for example WordNet ids."""
 
 
+NO_NAMES = ClassNames()
+
+
 class Conditions(Protocol):
     """What a sampler can be asked for. A condition is one row of a tensor [n, ...]."""
 
@@ -156,6 +159,6 @@ class Method(Protocol):
         """What a replica remembers at the start. Every replica has the same names, shapes and types."""
         ...
 
-    def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = ClassNames()) -> Sampler:
+    def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of the networks of `shown`."""
         ...

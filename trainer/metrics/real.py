@@ -10,8 +10,9 @@ from torch import Tensor
 from data_pipeline.manifest.format import Manifest, load_manifest
 from data_pipeline.reading.selection import class_numbers, select_classes
 from data_pipeline.reading.stream import DataConfig, open_stream
-from trainer.metrics.samples import CHUNK, chunks_of, in_order
+from trainer.metrics.samples import chunks_of, in_order
 from trainer.processes.launch import Launch
+from trainer.trained.sampling import CHUNK
 
 _WINDOW = 10_000  # samples: the shards are read one after another, whatever the run's own order is
 

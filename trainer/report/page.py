@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from trainer.checkpoint.format import code_version
+from trainer.metrics.measures import note, titles
 from trainer.report.before_after import stage_section
 from trainer.report.charts import Series, colour_of, line_chart, scatter_chart
 from trainer.report.data import Record, RunData, differences, differing_settings
@@ -33,20 +34,6 @@ svg .reference { stroke: currentColor; stroke-dasharray: 4 3; opacity: .7; } svg
 .bar { display: inline-block; height: .7em; border-radius: .15em; margin-right: .4em; vertical-align: baseline; }
 details { margin: .4rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; font-size: .8rem; }
 """
-TITLES = {
-    "inception_score": "Inception Score",
-    "frechet_distance": "Fréchet distance (FID with TF-Inception)",
-    "intra_frechet_distance": "Fréchet distance within classes, mean (intra-FID with TF-Inception)",
-    "kernel_distance": "kernel distance (KID)",
-    "precision": "precision",
-    "recall": "recall",
-    "class_accuracy": "class accuracy",
-    "accuracy_kept_at_lowest_resolution": "accuracy kept at the lowest resolution",
-    "ms_ssim": "MS-SSIM within classes",
-    "accuracy_ms_ssim_correlation": "correlation of accuracy and MS-SSIM over classes",
-    "near_copies_pixels": "near copies of training images, in pixels",
-    "near_copies_features": "near copies of training images, in features",
-}
 PICTURES = {
     "samples": "Samples, a row per class, fixed latents",
     "interpolation": "From one latent vector to another, within a class",
@@ -115,7 +102,9 @@ def value_text(record: Record | None) -> str:
 def _comparison(runs: Sequence[RunData]) -> str:
     """A row per measure, a column per run, and what must be known beside them."""
     newest = [run.newest() for run in runs]
-    measures = [name for name in TITLES if any(name in found for found in newest)]
+    known = titles()
+    measures = [name for name in known if any(name in found for found in newest)]
+    measures += sorted({name for found in newest for name in found} - set(known))
     if not measures:
         return "<p>Nothing was measured yet: <code>python -m trainer.evaluate RUN</code>.</p>"
     head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
@@ -130,10 +119,11 @@ def _comparison(runs: Sequence[RunData]) -> str:
             chosen = best is not None and record is not None and record.get("value") == best
             at = f"<br><small>at {record['iteration']:,}</small>" if record else ""
             cells.append(f'<td class="number{" best" if chosen else ""}">{escape(value_text(record))}{at}</td>')
-        note = _note(present[-1])
+        small = _note(measure, present[-1])
         if differ:
-            note += f' <span class="bad">not comparable: {escape(", ".join(differ))} differ</span>'
-        rows.append(f"<tr><th>{escape(TITLES[measure])}</th>{''.join(cells)}<td><small>{note}</small></td></tr>")
+            small += f' <span class="bad">not comparable: {escape(", ".join(differ))} differ</span>'
+        title = escape(known.get(measure, measure))
+        rows.append(f"<tr><th>{title}</th>{''.join(cells)}<td><small>{small}</small></td></tr>")
     table = f"<table><tr><th>measure</th>{head}<th>small print</th></tr>{''.join(rows)}</table>"
     return f'<h2>Measures</h2><div class="wide">{table}</div>'
 
@@ -144,7 +134,7 @@ def _best(records: Sequence[Record]) -> float | None:
     return None if not values or not better else max(values) if better == "higher" else min(values)
 
 
-def _note(record: Record) -> str:
+def _note(measure: str, record: Record) -> str:
     """The short form of the small print."""
     parts = []
     for name, words in (
@@ -165,9 +155,8 @@ def _note(record: Record) -> str:
         parts.append(f"real images {record['real_images']:.3g}")
     if record.get("expected_without_copying") is not None:
         parts.append("about 1% if nothing is copied")
-    if record.get("resolutions"):
-        triples = zip(record["resolutions"], record["accuracy"], record["real_accuracy"], strict=True)
-        parts.append(", ".join(f"{r} px: {ours:.1%} (real {real:.1%})" for r, ours, real in triples))
+    if special := note(measure, record):
+        parts.append(special)
     parts.append("moving average" if record.get("moving_average") else "plain weights")
     parts.append(f"batch norm: {record.get('batch_norm', '?')}")
     return escape("; ".join(parts))
@@ -179,7 +168,7 @@ def _figure(title: str, chart: str) -> str:
 
 def _measure_curves(runs: Sequence[RunData]) -> str:
     figures = []
-    for measure, title in TITLES.items():
+    for measure, title in titles().items():
         series = [Series(run.name, colour_of(n), run.history(measure)) for n, run in enumerate(runs)]
         if any(len(entry.points) > 1 for entry in series):
             real = [

@@ -27,6 +27,7 @@ from trainer.methods.terms.guidance import (
 from trainer.metrics.watched import Watched, measure
 from trainer.processes.launch import Launch, share_object
 from trainer.telemetry.board import Telemetry
+from trainer.trained.runs import Recipe, sampler_of
 from trainer.training.state import State
 
 logger = logging.getLogger("menagerie")
@@ -107,8 +108,7 @@ class ClassifierStage:
     def _measure(self, module: nn.Module) -> Watched:
         assert self.settings is not None
         return measure(
-            module,
-            self.config.model,
+            sampler_of(Recipe.of(self.config), {"generator": module}),
             self.config.run.seed,
             self.settings.watch_samples,
             (self.guiding, self.guiding_map),
