@@ -19,7 +19,7 @@ from trainer.metrics.features import FeatureNetwork, open_features  # noqa: E402
 from trainer.metrics.frechet import Moments, frechet_distance, frechet_distance_to_few  # noqa: E402
 from trainer.metrics.inception_score import InceptionScore  # noqa: E402
 from trainer.metrics.kid import kernel_distance  # noqa: E402
-from trainer.metrics.over_classes import pairs_of  # noqa: E402
+from trainer.metrics.ms_ssim import pairs_of  # noqa: E402
 from trainer.metrics.precision_recall import precision_recall  # noqa: E402
 from trainer.models import ModelConfig, build_generator  # noqa: E402
 from trainer.models.resnet import ResNetGeneratorConfig  # noqa: E402

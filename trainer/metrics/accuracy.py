@@ -7,6 +7,7 @@ class; 1 is as diverse as the data, 0 is one image per class.
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from trainer.classifiers.training import load_classifier
 from trainer.foundation.errors import TrainerError
@@ -107,13 +108,12 @@ class GeneratedAccuracy:
 
     def measure(self, sampler: Sampler, seed: int, samples: int) -> float:
         """The mean over classes of the accuracy on `samples` samples, the classes in turn."""
-        return float(self.per_class(sampler, seed, samples).accuracy.mean())
+        labels = sampler.conditions.in_turn(range(samples))
+        return float(self.judge(generate(sampler, labels, seed), labels).accuracy.mean())
 
     @torch.no_grad()
-    def per_class(self, sampler: Sampler, seed: int, samples: int) -> ClassSums:
-        """The same, class by class, with the spread of the classifier's features."""
-        labels = sampler.conditions.in_turn(range(samples))
-        images = generate(sampler, labels, seed)
+    def judge(self, images: Tensor, labels: Tensor) -> ClassSums:
+        """Accuracy and spread of the features of images [n, c, h, w] in [-1, 1] with `labels` [n], class by class."""
         features = torch.cat([self.classifier.features(part.to(self.device)) for part in torch.split(images, 500)])
         right = self.classifier.head(features).argmax(1).cpu() == labels
         sums = ClassSums(len(self.info.class_names), 1, features.shape[1])
