@@ -27,10 +27,9 @@ from trainer.methods.sampling import ClassConditions
 from trainer.metrics.evaluation import Evaluation, Outcome
 from trainer.metrics.features import combined_digest, open_features
 from trainer.metrics.judge import open_judge
-from trainer.metrics.measures import MEASURES, chosen
+from trainer.metrics.measures import all_names, chosen, names_and_meanings
 from trainer.metrics.protocol import Measure, Plan, union
 from trainer.metrics.publish import publish
-from trainer.metrics.real import manifest_of
 from trainer.metrics.records import Measurement, read_records
 from trainer.metrics.reference import default_cache
 from trainer.metrics.samples import Samples
@@ -44,6 +43,7 @@ from trainer.processes.launch import (
     sum_over_processes,
 )
 from trainer.processes.watch import Watch, die_with_launcher
+from trainer.trained.real import manifest_of
 from trainer.trained.runs import Trained, load_trained
 
 DEFAULT, DEFAULT_WITH_CLASSIFIER = "is,fid,ms_ssim", "accuracy"
@@ -68,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = "; ".join(f"{measure.name} ({measure.meaning})" for measure in MEASURES)
     add("run", metavar="RUN", help="the run's folder, a path or URL")
     add("--iteration", type=int, help="which checkpoint (default: the newest)")
     add("--follow", action="store_true", help="evaluate every new checkpoint until the run is complete, or Ctrl-C")
     add("--poll", type=float, default=30.0, metavar="SECONDS", help="how often --follow looks (default: 30)")
     add(
         "--measures",
-        help=f"names with commas, or all (default: {DEFAULT_WITH_CLASSIFIER} with --classifier, else {DEFAULT}): {names}",
+        help=f"names with commas, or all (default: {DEFAULT_WITH_CLASSIFIER} with --classifier, else {DEFAULT}): "
+        + names_and_meanings(),
     )
     networks = (
         "inception:FILE_OR_URL, efficientnet_lite0, timm:MODEL:FILE, torchvision:MODEL:FILE, or a small one's FILE"
@@ -214,10 +214,10 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
 
 
 def _names(options: argparse.Namespace) -> tuple[str, ...]:
-    """The measures asked for; `all` leaves out what needs a classifier where none is given, and what takes very long."""
+    """The measures asked for."""
     text = options.measures or (DEFAULT_WITH_CLASSIFIER if options.classifier else DEFAULT)
     if text == "all":
-        return tuple(m.name for m in MEASURES if m.in_all and (options.classifier or not m.needs.any_judge))
+        return all_names(bool(options.classifier))
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 

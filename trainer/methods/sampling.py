@@ -1,14 +1,14 @@
 """Samplers and conditions that methods share: class labels as conditions, and a network G(latents, conditions).
 
-A method whose samples are G(z, y) gives a `LatentSampler`. Other methods write their own sampler. What a sampler can do
-beyond the protocol, it says with the two small protocols at the end.
+A method whose samples are G(z, y) gives a `LatentSampler`. Other methods write their own sampler. What a sampler
+and its conditions can do beyond the protocol, they say with the small protocols at the end.
 
 Shapes: n samples, K classes, Z entries of a latent vector.
 """
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.foundation.errors import SettingError
-from trainer.methods.protocol import Conditions, Sampler
+from trainer.methods.protocol import Conditions, Sampler, Tensors
 from trainer.models.config import ModelConfig
 from trainer.models.layers import at_least_float32
 
@@ -156,6 +156,21 @@ class Truncating(Protocol):
 
     def truncated(self, bound: float) -> Sampler:
         """The sampler with this bound, which is above 0; what it bounds is the method's."""
+        ...
+
+
+@runtime_checkable
+class FromData(Protocol):
+    """Conditions that are made of real samples, for example images to translate.
+
+    In an export, which has no data, they are not bound; `evenly` is empty then.
+    """
+
+    def bind(self, real: Callable[[range], Mapping[str, Tensors]]) -> None:
+        """From now on `evenly` and `in_turn` may ask `real` for samples by number: the fields of each source, on the CPU.
+
+        The numbers may be beyond the last sample; the order then begins again.
+        """
         ...
 
 

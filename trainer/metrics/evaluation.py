@@ -17,9 +17,9 @@ from trainer.metrics.judge import Judge
 from trainer.metrics.protocol import Measure, Needs, Plan, Seen, Setting, union
 from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference, open_reference
-from trainer.metrics.samples import Samples, chunks_of, in_order
+from trainer.metrics.samples import Samples, in_order
 from trainer.processes.launch import Launch
-from trainer.trained.sampling import CHUNK
+from trainer.trained.sampling import CHUNK, chunks_of
 
 
 @dataclass

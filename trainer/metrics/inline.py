@@ -13,8 +13,8 @@ from trainer.methods.protocol import Conditions, Sampler
 from trainer.methods.sampling import ClassConditions
 from trainer.metrics.health import CollapseWatch, HealthWatch, Warned
 from trainer.metrics.ms_ssim import pairs_of
-from trainer.metrics.real import images_of_class
 from trainer.metrics.samples import Samples
+from trainer.trained.real import images_of_class
 
 CONDITIONS = 20
 """At most so many classes are watched."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from trainer.metrics.frechet import Moments, class_distance
 from trainer.metrics.protocol import Measure, Needs, Setting
 from trainer.metrics.records import Measurement, by_name
-from trainer.metrics.samples import chunks_of, in_order
-from trainer.trained.sampling import CHUNK
+from trainer.metrics.samples import in_order
+from trainer.trained.sampling import CHUNK, chunks_of
 
 
 class IntraFrechet(Measure):

@@ -40,6 +40,16 @@ def chosen(names: Sequence[str]) -> list[type[Measure]]:
     return [measure for measure in MEASURES if measure.name in names]
 
 
+def all_names(with_judge: bool) -> tuple[str, ...]:
+    """What `--measures all` takes: not what takes very long, nor, without a judge, what needs one."""
+    return tuple(m.name for m in MEASURES if m.in_all and (with_judge or not m.needs.any_judge))
+
+
+def names_and_meanings() -> str:
+    """For --help."""
+    return "; ".join(f"{measure.name} ({measure.meaning})" for measure in MEASURES)
+
+
 def titles() -> dict[str, str]:
     """The title of every measurement, by its name, in the order of a report."""
     return {name: title for measure in MEASURES for name, title in measure.titles.items()}

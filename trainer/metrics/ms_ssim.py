@@ -12,10 +12,10 @@ from trainer.metrics.diversity import ms_ssim_diversity, window_settings
 from trainer.metrics.health import CollapseWatch, Warned
 from trainer.metrics.judge import ClassSums
 from trainer.metrics.protocol import Measure, Needs, Seen, Setting
-from trainer.metrics.real import images_of_class, manifest_of
 from trainer.metrics.records import Measurement, by_name
 from trainer.metrics.reference import cached_values
 from trainer.metrics.samples import as_signed, in_order
+from trainer.trained.real import images_of_class, manifest_of
 
 
 def pairs_of(images: Tensor, pairs: int) -> Tensor:

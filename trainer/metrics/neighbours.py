@@ -16,11 +16,11 @@ from torch import Tensor
 from data_pipeline.reading.stream import DataConfig
 from trainer.foundation.pictures import draw_grid
 from trainer.metrics.protocol import Measure, Needs, Setting
-from trainer.metrics.real import real_chunks
 from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference
-from trainer.metrics.samples import as_signed, chunks_of
-from trainer.trained.sampling import CHUNK, device_of
+from trainer.metrics.samples import as_signed
+from trainer.trained.real import real_chunks
+from trainer.trained.sampling import CHUNK, chunks_of, device_of
 
 QUANTILE = 0.01
 SHOWN = 4

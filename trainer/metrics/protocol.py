@@ -19,11 +19,11 @@ from trainer.foundation.errors import SettingError
 from trainer.metrics.features import FeatureNetwork
 from trainer.metrics.health import Warned
 from trainer.metrics.judge import Judge
-from trainer.metrics.real import manifest_of
 from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference
 from trainer.metrics.samples import Samples
 from trainer.processes.launch import Launch
+from trainer.trained.real import manifest_of
 
 
 @dataclass(frozen=True)

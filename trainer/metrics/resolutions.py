@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from trainer.metrics.judge import ClassSums
+from trainer.metrics.over_real import over_real_images
 from trainer.metrics.protocol import Measure, Needs, Seen, Setting
-from trainer.metrics.real import over_real_images
 from trainer.metrics.records import Measurement
-from trainer.metrics.samples import chunks_of
+from trainer.trained.sampling import chunks_of
 
 
 def study_resolutions(resolution: int) -> list[int]:

@@ -18,7 +18,7 @@ from trainer.foundation.pixels import to_uint8
 from trainer.methods.protocol import Sampler
 from trainer.methods.sampling import number_of
 from trainer.processes.launch import Launch
-from trainer.trained.sampling import CHUNK, samples_of
+from trainer.trained.sampling import CHUNK, chunks_of, samples_of
 
 
 def in_order(launch: Launch, count: int, shape: Sequence[int], work: Callable[[int], Tensor]) -> Iterator[Tensor]:
@@ -89,11 +89,6 @@ def generate(sampler: Sampler, conditions: Tensor, seed: int) -> Tensor:
         latents = sampler.draw(keys.generator(seed, "evaluation", chunk), CHUNK)[: len(part)]
         made.append(samples_of(sampler, latents, part))
     return torch.cat(made)
-
-
-def chunks_of(samples: int) -> int:
-    """How many chunks hold so many samples."""
-    return -(-samples // CHUNK)
 
 
 def as_signed(images: Tensor) -> Tensor:

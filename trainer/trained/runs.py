@@ -15,6 +15,7 @@ from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
 from trainer.methods.sampling import ClassConditions, LatentSampler
 from trainer.methods.schedule import ScheduleConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig, build_generator
+from trainer.trained.real import bind_data
 from trainer.trained.weights import below, put_weights
 
 
@@ -106,8 +107,8 @@ class Trained:
     """What the checkpoint's manifest says besides, such as the names of the classes."""
 
     def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
-        """The sampler of these networks."""
-        return sampler_of(Recipe.of(self.config), self.networks, classes)
+        """The sampler of these networks; conditions from data come from the run's own."""
+        return bind_data(sampler_of(Recipe.of(self.config), self.networks, classes), self.config.data)
 
 
 def load_trained(run: str, iteration: int | None = None, average: bool | None = None) -> Trained:

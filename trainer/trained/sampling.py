@@ -13,6 +13,11 @@ CHUNK = 50
 """Samples of one forward pass. A convolution's last bits may depend on it, so it is part of every measured number."""
 
 
+def chunks_of(samples: int) -> int:
+    """How many chunks hold so many samples."""
+    return -(-samples // CHUNK)
+
+
 def device_of(sampler: Sampler) -> torch.device:
     """Where the sampler's networks are; the CPU if it has none."""
     for network in sampler.networks.values():

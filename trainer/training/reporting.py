@@ -17,6 +17,7 @@ from trainer.metrics.health import Warned
 from trainer.metrics.inline import InlineHealth
 from trainer.processes.launch import Launch, held_description, sum_over_processes
 from trainer.telemetry.board import Telemetry
+from trainer.trained.real import bind_data
 from trainer.trained.runs import Recipe, sampler_of
 from trainer.trained.sampling import samples_of
 from trainer.training.iteration import Scalars
@@ -120,7 +121,7 @@ class Reporter:
 
     def _sampler(self, module: torch.nn.Module) -> Sampler:
         names = ClassNames(self.stream.manifest.class_names)
-        return sampler_of(Recipe.of(self.config), {"generator": module}, names)
+        return bind_data(sampler_of(Recipe.of(self.config), {"generator": module}, names), self.config.data)
 
     def grid(self, iteration: int, module: torch.nn.Module) -> None:
         """A grid from fixed latents, one row per condition (of up to ten, evenly chosen), in evaluation mode."""
