@@ -14,7 +14,7 @@ from trainer.metrics.features import FeatureNetwork, open_features
 from trainer.metrics.frechet import Moments, frechet_distance, frechet_distance_to_few
 from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.kid import kernel_distance
-from trainer.metrics.over_classes import pairs_of
+from trainer.metrics.ms_ssim import pairs_of
 from trainer.metrics.precision_recall import precision_recall
 from trainer.models import ModelConfig, build_generator
 from trainer.models.resnet import ResNetGeneratorConfig

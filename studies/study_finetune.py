@@ -13,7 +13,6 @@ from statistics import mean, stdev
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from studies.seeds import ROOT
 from trainer.classifiers import Classifier, parse_classifier
@@ -21,12 +20,11 @@ from trainer.classifiers import build_classifier as build
 from trainer.classifiers.training import one_epoch
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.terms.guidance import only_the_guiding_is_pleased
-from trainer.metrics.accuracy import generate
 from trainer.metrics.diversity import ms_ssim_diversity
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.samples import generate
 from trainer.metrics.watched import Watched, measure
-from trainer.models import ModelConfig
-from trainer.trained.runs import load_generator
+from trainer.trained.runs import Trained, load_trained
 
 DATA = ROOT / "data" / "fashion32"
 GUIDING, INDEPENDENT = (str(DATA / f"{name}.safetensors") for name in ("classifier", "independent"))
@@ -95,12 +93,13 @@ def trainings(options: argparse.Namespace, seed: int) -> dict[str, tuple[Path, i
     return found
 
 
-def judge(module: nn.Module, model: ModelConfig, guiding: Classifier, independent: Classifier, real: Gaussian) -> Row:
+def judge(trained: Trained, guiding: Classifier, independent: Classifier, real: Gaussian) -> Row:
     """A generator's figures on fresh samples."""
-    seen: Watched = measure(module, model, 1, 2 * PAIRS, (guiding, None), (independent, None))
+    sampler = trained.sampler()
+    seen: Watched = measure(sampler, 1, 2 * PAIRS, (guiding, None), (independent, None))
     assert seen.independent_accuracy is not None
     moments = Moments(len(real.mean))
-    images = generate(module, model, torch.arange(FRECHET_IMAGES) % model.classes, 2)
+    images = generate(sampler, sampler.conditions.in_turn(range(FRECHET_IMAGES)), 2)
     add(moments, independent, to_uint8(images).float() / 127.5 - 1.0)
     return Row(
         seen.guiding_accuracy, seen.independent_accuracy, frechet_distance(moments.gaussian(), real), seen.ms_ssim
@@ -177,8 +176,8 @@ def main() -> None:
     rows: dict[str, list[Row]] = {}
     for seed in options.seeds:
         for name, (run, iteration) in trainings(options, seed).items():
-            trained = load_generator(str(run), iteration)
-            rows.setdefault(name, []).append(judge(trained.module, trained.config.model, guiding, independent, real))
+            trained = load_trained(str(run), iteration)
+            rows.setdefault(name, []).append(judge(trained, guiding, independent, real))
     print(table(rows, real_row, options.seeds))
     names = list(rows)
     for name in names[2:]:

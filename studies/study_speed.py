@@ -22,9 +22,9 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
     from data_pipeline.reading.stream import DataConfig, open_stream
     from trainer.classifiers import build_classifier, parse_classifier
     from trainer.foundation.pixels import normalise
-    from trainer.metrics.accuracy import generate
     from trainer.metrics.frechet import Moments, frechet_distance
-    from trainer.trained.runs import load_generator
+    from trainer.metrics.samples import generate
+    from trainer.trained.runs import load_trained
 
     classifier = build_classifier(parse_classifier(str(data / "classifier.safetensors")), "cpu")
 
@@ -45,9 +45,9 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
         target = moments(real).gaussian()
         rows: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
         for (form, _), run in runs.items():
-            trained = load_generator(str(run))
+            trained = load_trained(str(run))
             labels = torch.arange(SAMPLES) % trained.config.model.classes
-            images = generate(trained.module, trained.config.model, labels, 0)
+            images = generate(trained.sampler(), labels, 0)
             hits = torch.cat([classifier(part).argmax(1) for part in images.split(250)]) == labels
             rows[form].append((float(hits.float().mean()), frechet_distance(moments(images).gaussian(), target)))
     return rows

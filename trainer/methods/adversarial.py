@@ -16,6 +16,7 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.keys import Keys
 from trainer.methods.problem import Problem
 from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
+from trainer.methods.sampling import ClassConditions, LatentSampler
 from trainer.methods.terms.classes import ClassTerm
 from trainer.methods.terms.losses import LOSSES, LossName
 from trainer.methods.terms.penalty_terms import NoPenaltyConfig, PenaltyConfig
@@ -167,9 +168,7 @@ class AdversarialMethod:
     def draw(self, turn: Turn, keys_of: Keys, real: Mapping[str, Tensors]) -> dict[str, Tensor]:
         """`latents` [m, Z] and `labels` [m] to generate; in the discriminator's turn also `real_images`, `real_labels`."""
         model = self.problem.model
-        latents = keys.draw_latents(
-            keys_of.generator("latents"), turn.made, model.latent_dim, model.latent_distribution
-        )
+        latents = model.latents(keys_of.generator("latents"), turn.made)
         labels = keys.draw_labels(keys_of.generator("labels"), turn.made, model.classes)
         draw = {"latents": latents, "labels": labels}
         if turn.player == DISCRIMINATOR:
@@ -229,5 +228,6 @@ class AdversarialMethod:
         return {}
 
     def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
-        """Images by class."""
-        raise NotImplementedError
+        """Images by class, from latent vectors."""
+        model = self.problem.model
+        return LatentSampler(networks, model, ClassConditions(model.classes, classes.names, classes.ids))

@@ -23,9 +23,10 @@ from data_pipeline.reading.stream import DataConfig
 from data_pipeline.storage.files import replace_file
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
-from trainer.metrics.real import RealChunk, RealRows, manifest_of, over_real_images
-from trainer.metrics.samples import chunks_of
+from trainer.metrics.over_real import RealRows, over_real_images
 from trainer.processes.launch import Launch, share_object
+from trainer.trained.real import RealChunk, manifest_of
+from trainer.trained.sampling import chunks_of
 
 FORMAT = "menagerie-reference-1"
 

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest
 from trainer.classifiers import Classifier, build_classifier, check_class_map
 from trainer.config import Config
 from trainer.foundation.errors import SettingError
-from trainer.methods.protocol import Turn
+from trainer.methods.protocol import Sampler, Turn
 from trainer.methods.terms.guidance import (
     DIGEST,
     REFERENCE,
@@ -77,7 +77,7 @@ class ClassifierStage:
         off = [term.name for term in self.terms] if STOPPED_AT in state.marks else []
         return [turn.without(*off) for turn in turns]
 
-    def watch(self, iteration: int, state: State, telemetry: Telemetry | None, *, new: bool) -> None:
+    def watch(self, iteration: int, state: State, sampler: Sampler, telemetry: Telemetry | None, *, new: bool) -> None:
         """Where one is due: measure, apply the stop rule, tell. Every process calls it, before the state is saved.
 
         `new`: whether the iteration has not been reached before (at the run's start all this stands in the checkpoint).
@@ -91,8 +91,7 @@ class ClassifierStage:
         due = (iteration - settings.begin) % settings.watch_every == 0 or at_end
         if not (first or (new and due)):
             return
-        (module,) = state.sampled.values()
-        found = share_object(self.launch, self._measure(module) if self.launch.is_main else None)
+        found = share_object(self.launch, self._measure(sampler) if self.launch.is_main else None)
         assert found is not None
         if first:
             marks[DIGEST] = torch.tensor(list(bytes.fromhex(self.guiding.digest)), dtype=torch.uint8)
@@ -106,11 +105,10 @@ class ClassifierStage:
         if telemetry:
             self._tell(telemetry, iteration, found, reference, reason)
 
-    def _measure(self, module: nn.Module) -> Watched:
+    def _measure(self, sampler: Sampler) -> Watched:
         assert self.settings is not None
         return measure(
-            module,
-            self.config.model,
+            sampler,
             self.config.run.seed,
             self.settings.watch_samples,
             (self.guiding, self.guiding_map),

@@ -118,7 +118,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             scores = {}
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
                 scores = report.evaluate(iteration, state)
-            stage.watch(iteration, state, telemetry, new=new)
+            stage.watch(iteration, state, method.sampler(state.sampled), telemetry, new=new)
             if run.heartbeat_every and iteration % run.heartbeat_every == 0:
                 heartbeat(launch, state.players, iteration)
             if last or stopping or saving:

@@ -12,7 +12,7 @@ from trainer.foundation import keys
 from trainer.foundation.errors import NonFinite
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.places import samples_before
-from trainer.methods.protocol import Method
+from trainer.methods.protocol import ClassNames, Method, Sampler
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.metrics.health import Warned
@@ -20,6 +20,8 @@ from trainer.metrics.inline import InlineHealth
 from trainer.players.player import Player
 from trainer.processes.launch import Launch, held_description, sum_over_processes
 from trainer.telemetry.board import Telemetry
+from trainer.trained.real import bind_data
+from trainer.trained.sampling import samples_of
 from trainer.training.draws import Source
 from trainer.training.iteration import Scalars
 from trainer.training.state import State
@@ -62,8 +64,15 @@ class Reporter:
     def watch(self, players: Mapping[str, Player]) -> None:
         """From now on report these players' health: score gap, gradients, singular values, collapse."""
         if self.telemetry:
+            config = self.config
             networks = {name: module for player in players.values() for name, module in player.modules.items()}
-            self.health = InlineHealth(self.config, self.manifest.class_names, networks)
+            self.health = InlineHealth(
+                networks,
+                self.manifest.class_names,
+                config.data,
+                seed=config.run.seed,
+                pairs=config.evaluation.ms_ssim_pairs,
+            )
 
     def opening(self, start: int) -> str:
         """The first line of the log."""
@@ -126,44 +135,41 @@ class Reporter:
             self._warn(iteration, warned)
         self._restart()
 
+    def _sampler(self, state: State) -> Sampler:
+        classes = self.manifest.classes
+        names = ClassNames(self.manifest.class_names, tuple(entry.id for entry in classes))
+        return bind_data(self.method.sampler(state.sampled, names), self.config.data)
+
     def grid(self, iteration: int, state: State) -> None:
-        """A grid from fixed latents, one row per class (of up to ten, evenly chosen), in evaluation mode."""
-        if self.telemetry is None:
+        """A grid from fixed latents, one row per condition (of up to ten, evenly chosen), in evaluation mode."""
+        sampler = self._sampler(state)
+        chosen = sampler.conditions.evenly(GRID_ROWS)
+        if self.telemetry is None or sampler.output != "image" or not len(chosen):
             return
-        (module,) = state.sampled.values()
-        model = self.config.model
-        rows = min(GRID_ROWS, max(model.classes, 1))
-        chosen = [row * max(model.classes, 1) // rows for row in range(rows)]
-        names = [self.manifest.class_names[index] if model.classes else "" for index in chosen]
-        source = keys.generator(self.config.run.seed, "grid")
-        latents = keys.draw_latents(source, rows * GRID_COLUMNS, model.latent_dim, model.latent_distribution)
-        labels = torch.tensor(chosen).repeat_interleave(GRID_COLUMNS)
-        device, was_training = self.launch.device, module.training
-        module.eval()
-        with torch.no_grad():
-            parts = zip(torch.split(latents.to(device), 50), torch.split(labels.to(device), 50), strict=True)
-            images = torch.cat([module(z, y) for z, y in parts])
-        module.train(was_training)
-        self.telemetry.grid(iteration, to_uint8(images).view(rows, GRID_COLUMNS, *images.shape[1:]), names)
+        latents = sampler.draw(keys.generator(self.config.run.seed, "grid"), len(chosen) * GRID_COLUMNS)
+        images = to_uint8(samples_of(sampler, latents, chosen.repeat_interleave(GRID_COLUMNS, 0)))
+        names = [sampler.conditions.caption(condition) for condition in chosen]
+        self.telemetry.grid(iteration, images.view(len(chosen), GRID_COLUMNS, *images.shape[1:]), names)
 
     def evaluate(self, iteration: int, state: State) -> dict[str, float]:
         """The light measurements inside a run, in the main process: class accuracy and the watch for collapse."""
         if self.telemetry is None:
             return {}
         scores: dict[str, float] = {}
-        (module,) = state.sampled.values()
+        sampler = self._sampler(state)
         if self.accuracy is not None:
-            value = self.accuracy.measure(module, self.config.run.seed, self.config.evaluation.samples)
+            value = self.accuracy.measure(sampler, self.config.run.seed, self.config.evaluation.samples)
             self.telemetry.scalars(iteration, {"quality/class_accuracy": value})
             self.telemetry.say(f"iteration {iteration:,}: class accuracy of generated images {value:.1%}")
             scores["class_accuracy"] = value
         if self.health is not None and self.config.evaluation.ms_ssim_pairs:
-            found, warned = self.health.at_evaluation(module)
+            found, warned = self.health.at_evaluation(sampler)
             self.telemetry.scalars(iteration, found)
             note = "".join(f" | {warning.line()}" for warning in warned)
-            self.telemetry.say(
-                f"iteration {iteration:,}: MS-SSIM within classes {found['health/ms_ssim/mean']:.2f}{note}"
-            )
+            if found:
+                self.telemetry.say(
+                    f"iteration {iteration:,}: MS-SSIM within classes {found['health/ms_ssim/mean']:.2f}{note}"
+                )
             self._warn(iteration, warned)
         return scores
 

@@ -18,12 +18,13 @@ from trainer.classifiers import build_classifier, parse_classifier
 from trainer.foundation.errors import SettingError
 from trainer.metrics.features import ClassifierFeatures, InceptionFeatures, open_features
 from trainer.metrics.health import CollapseWatch, HealthWatch, largest_singular_value, singular_values
-from trainer.metrics.judge import ClassSums, Judge, discriminability, shrink_and_enlarge, study_resolutions
+from trainer.metrics.judge import ClassSums, Judge, shrink_and_enlarge
+from trainer.metrics.ms_ssim import accuracy_against_ms_ssim, pairs_of
 from trainer.metrics.neighbours import near_copies, nearest_pixels
-from trainer.metrics.over_classes import accuracy_against_ms_ssim, pairs_of
-from trainer.metrics.real import images_of_class, real_chunks
+from trainer.metrics.resolutions import discriminability, study_resolutions
 from trainer.models import ModelConfig, build_discriminator
 from trainer.models.resnet import ResNetDiscriminatorConfig
+from trainer.trained.real import images_of_class, real_chunks
 
 PHOTOGRAPHS = {"astronaut": 512, "chelsea": 300, "coffee": 400, "rocket": 427}
 

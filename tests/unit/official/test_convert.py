@@ -40,12 +40,13 @@ def test_a_converted_generator_equals_the_reference(resolution, tmp_path):
     assert convert.main([save(tmp_path / "ResNetGenerator_1000.npz", arrays), run]) == 0
     generator = open_generator(run)
     assert generator.training["iteration"] == 1000
-    assert (generator.model.resolution, generator.model.classes, generator.model.latent_dim) == (
+    model = generator.sampler.model
+    assert (model.resolution, model.classes, model.latent_dim) == (
         resolution,
         CLASSES,
         LATENT,
     )
-    module = generator.module.double()
+    module = generator.sampler.networks["generator"].double()
     z, y = np.random.default_rng(1).normal(size=(4, LATENT)), np.array([0, 4, 2, 2])
     blocks = len(FORMS[resolution][0]) - 1
     for train in (False, True):

@@ -1,7 +1,7 @@
-"""The real images that measures compare with, chunk by chunk: each once, in an order that does not depend on the launch."""
+"""The real images that samples are compared with, or made of: each once, in an order that does not depend on the launch."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from data_pipeline.manifest.format import Manifest, load_manifest
 from data_pipeline.reading.selection import class_numbers, select_classes
 from data_pipeline.reading.stream import DataConfig, open_stream
-from trainer.metrics.samples import CHUNK, chunks_of, in_order
-from trainer.processes.launch import Launch
+from trainer.methods.protocol import Sampler, Tensors
+from trainer.methods.sampling import FromData
+from trainer.trained.sampling import CHUNK, chunks_of
 
 _WINDOW = 10_000  # samples: the shards are read one after another, whatever the run's own order is
 
@@ -60,35 +61,41 @@ def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
     return torch.cat(parts)[:wanted]
 
 
-class RealRows(NamedTuple):
-    """What was computed of up to 50 real images."""
+class RealSamples:
+    """The fields of real samples by their numbers in the order of `real_chunks`, which begins again after the last one.
 
-    ids: Tensor
-    """int64 [n]."""
-    labels: Tensor
-    """int64 [n]."""
-    values: Tensor
-    """float64 [n, columns]."""
-
-
-def over_real_images(
-    launch: Launch, data: DataConfig, chunks: int, columns: int, work: Callable[[RealChunk], Tensor]
-) -> Iterator[RealRows]:
-    """`work(chunk)` [50, columns] of the first `chunks` chunks, dealt to the processes in contiguous blocks.
-
-    The main process gets the rows of new images, chunk by chunk; every process must exhaust the iterator.
+    Reading on is cheap; another place opens the shards again.
     """
-    share = -(-chunks // launch.world_size)
-    own = real_chunks(data, min(launch.rank * share, chunks), min((launch.rank + 1) * share, chunks))
 
-    def next_rows(_number: int) -> Tensor:
-        rows = torch.full((CHUNK, 2 + columns), -1.0, dtype=torch.float64)
-        chunk = next(own, None)
-        if chunk is not None:
-            rows[:, 0], rows[:, 1], rows[:, 2:] = chunk.ids, chunk.labels, work(chunk)
-            rows[chunk.new :, 0] = -1
-        return rows
+    def __init__(self, data: DataConfig) -> None:
+        self._data = data
+        self._samples = 0
+        self._chunks: Iterator[RealChunk] = iter(())
+        self._number = -1
+        self._newest: RealChunk | None = None
 
-    for rows in in_order(launch, share * launch.world_size, (CHUNK, 2 + columns), next_rows):
-        new = rows[rows[:, 0] >= 0]
-        yield RealRows(new[:, 0].long(), new[:, 1].long(), new[:, 2:])
+    def __call__(self, numbers: range) -> Tensors:
+        """`image` float32 [n, C, H, W] in [-1, 1] and `class` int64 [n] of the samples `numbers`. Raises DataError."""
+        self._samples = self._samples or manifest_of(self._data).samples
+        images, labels = [], []
+        for number in numbers:
+            chunk, row = divmod(number % self._samples, CHUNK)
+            found = self._chunk(chunk)
+            images.append(found.images[row])
+            labels.append(found.labels[row])
+        return {"image": torch.stack(images).float() / 127.5 - 1.0, "class": torch.stack(labels)}
+
+    def _chunk(self, number: int) -> RealChunk:
+        if number != self._number or self._newest is None:
+            if number != self._number + 1 or self._newest is None:
+                self._chunks = real_chunks(self._data, number)
+            self._newest, self._number = next(self._chunks), number
+        return self._newest
+
+
+def bind_data(sampler: Sampler, data: DataConfig) -> Sampler:
+    """The sampler itself, whose conditions can be made of the real samples from now on, where they want it."""
+    if isinstance(sampler.conditions, FromData):
+        samples = RealSamples(data)
+        sampler.conditions.bind(lambda numbers: {"data": samples(numbers)})
+    return sampler
