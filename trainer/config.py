@@ -150,8 +150,13 @@ class Config:
         if name == "data":
             return self.data
         if name not in self.sources:
-            raise SettingError(f"sources.{name}: is missing, but {self.objective.name} reads it; give its shards")
+            raise SettingError(f"{section_of(name)}: is missing, but {self.objective.name} reads it; give its shards")
         return self.sources[name]
+
+
+def section_of(source: str) -> str:
+    """The section that a source's settings are in."""
+    return source if source == "data" else f"sources.{source}"
 
 
 def check_launch(config: Config, launch: Launch) -> None:

@@ -19,10 +19,10 @@ def normalise(images: Tensor, dequantization: torch.Generator | None = None) -> 
     return ((images.float() + noise) / 128.0 - 1.0).permute(0, 3, 1, 2)
 
 
-def flip_half(images: Tensor, positions: Tensor, seed: int, replica: int) -> Tensor:
+def flip_half(images: Tensor, positions: Tensor, seed: int, replica: int, purpose: str = "flip") -> Tensor:
     """Mirror each image [n, c, h, w] with probability 1/2, by a hash of its position in the replica's stream [n]."""
     counters = positions.numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = mix(counters + np.uint64(key(seed, "flip", replica=replica)))
+    mixed = mix(counters + np.uint64(key(seed, purpose, replica=replica)))
     mirrored = torch.from_numpy((mixed >> np.uint64(63)).astype(bool)).to(images.device)
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 

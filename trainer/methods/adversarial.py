@@ -134,7 +134,7 @@ class AdversarialMethod:
         ):
             if asked != found:
                 raise SettingError(f"{setting}: is {asked}, but {where} images with {found}; set it to {found}")
-        classes = len(manifest.class_names)
+        classes = len(manifest.classes)
         if model.classes not in (0, classes):
             raise SettingError(
                 f"model.classes: is {model.classes}, but {where} {classes} classes; set it to {classes}, or to 0 for no "
@@ -172,7 +172,9 @@ class AdversarialMethod:
         labels = keys.draw_labels(keys_of.generator("labels"), turn.made, model.classes)
         draw = {"latents": latents, "labels": labels}
         if turn.player == DISCRIMINATOR:
-            draw |= {"real_images": real["data"]["image"], "real_labels": real["data"]["class"]}
+            fields = real["data"]
+            unlabelled = torch.zeros(len(fields["image"]), dtype=torch.int64)  # for a model without classes
+            draw |= {"real_images": fields["image"], "real_labels": fields.get("class", unlabelled)}
         return draw
 
     def ahead(self, turn: Turn, networks: Networks, draw: Tensors) -> dict[str, Tensor]:

@@ -67,14 +67,22 @@ class Draws:
         batch = next(source.stream)
         found = []
         for row, replica in enumerate(self.held):
-            images = batch.images[row].to(self.device)
-            noise = None
-            if source.dequantize:
-                purpose = source.purpose("dequantization")
-                noise = keys.generator(self.seed, purpose, self.iteration, turn.number, replica, self.device)
-            image = normalise(images, noise)
-            if source.horizontal_flip:
-                image = flip_half(image, batch.positions[row], self.seed, replica)
-            # A copy: the stream's memory is filled again.
-            found.append({"image": image, "class": batch.labels[row].to(self.device, copy=True)})
+            # Copies: the stream's memory is filled again.
+            fields = {
+                name: value[row].to(self.device, copy=True) for name, value in batch.fields.items() if name != "image"
+            }
+            if "image" in batch.fields:
+                fields["image"] = self._images(source, turn, replica, batch.fields["image"][row], batch.positions[row])
+            found.append(fields)
         return found
+
+    def _images(self, source: Source, turn: Turn, replica: int, pixels: Tensor, positions: Tensor) -> Tensor:
+        """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [-1, 1] on the device, dequantized and mirrored by the keys."""
+        noise = None
+        if source.dequantize:
+            purpose = source.purpose("dequantization")
+            noise = keys.generator(self.seed, purpose, self.iteration, turn.number, replica, self.device)
+        images = normalise(pixels.to(self.device), noise)
+        if source.horizontal_flip:
+            images = flip_half(images, positions, self.seed, replica, source.purpose("flip"))
+        return images

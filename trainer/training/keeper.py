@@ -13,7 +13,7 @@ from trainer.checkpoint.format import Commit
 from trainer.checkpoint.names import parse_commit_name
 from trainer.checkpoint.resume import Change, check_data, check_settings
 from trainer.checkpoint.saver import Saver
-from trainer.config import Config, as_tree, config_from_tree
+from trainer.config import Config, as_tree, config_from_tree, section_of
 from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
 from trainer.methods.terms import guidance
 from trainer.players.optimizers import KINDS
@@ -42,7 +42,7 @@ HARMLESS_OF_A_SOURCE = (
 
 def harmless(config: Config) -> tuple[str, ...]:
     """All settings of this experiment that do not change what is computed."""
-    sections = ("data", *(f"sources.{name}" for name in config.sources))
+    sections = [section_of(name) for name in ("data", *config.sources)]
     return (*HARMLESS, *(f"{section}.{name}" for section in sections for name in HARMLESS_OF_A_SOURCE))
 
 
@@ -145,8 +145,7 @@ class Keeper:
     def check_data(self, manifests: Mapping[str, Manifest]) -> None:
         """Refuse shards other than those of the commit; from here on every commit tells fingerprints and classes."""
         for name, manifest in manifests.items():
-            setting = "data.shards" if name == "data" else f"sources.{name}.shards"
-            shards = self.config.source(name).shards
+            shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
             check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
         self.fingerprints = {name: manifest.fingerprint for name, manifest in manifests.items()}
         self.classes = manifests["data"].classes if "data" in manifests else ()

@@ -9,9 +9,9 @@ import torch
 
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
-from data_pipeline.reading.stream import DataConfig, open_stream
-from trainer.config import Config, as_yaml, check_launch
-from trainer.foundation.errors import NonFinite
+from data_pipeline.reading.stream import open_stream
+from trainer.config import Config, as_yaml, check_launch, section_of
+from trainer.foundation.errors import NonFinite, SettingError
 from trainer.foundation.log import run_log
 from trainer.methods.places import batches_from, samples_before, sources_of
 from trainer.methods.protocol import Method, Shards
@@ -66,9 +66,9 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     check_launch(config, launch)
     check_start(launch, config)
     set_arithmetic(tf32=run.tf32, deterministic=run.deterministic)
-    stage = ClassifierStage(config, _shards(config.data).manifest, launch)
+    stage = ClassifierStage(config, _shards(config, "data").manifest, launch)
     method = config.objective.build(config.problem(stage.terms))
-    method.check({name: _shards(config.source(name)) for name in sources_of(method)})
+    method.check({name: _shards(config, name) for name in sources_of(method)})
     judge = None
     if config.evaluation.classifier:
         judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
@@ -158,8 +158,13 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     return last
 
 
-def _shards(settings: DataConfig) -> Shards:
-    return Shards(settings.shards, select_classes(load_manifest(settings.shards), settings.classes))
+def _shards(config: Config, name: str) -> Shards:
+    """What the source of this name reads. Raises `SettingError` or DataError for a setting that it cannot keep."""
+    settings, section = config.source(name), section_of(name)
+    manifest = select_classes(load_manifest(settings.shards, section), settings.classes)
+    if settings.horizontal_flip and "image" not in manifest.fields:
+        raise SettingError(f"{section}.horizontal_flip: is true, but the shards hold no images; set it to false")
+    return Shards(settings.shards, manifest)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.checkpoint.commits import state_hash
-from trainer.config import Config, as_yaml
+from trainer.config import Config, as_yaml, section_of
 from trainer.foundation.errors import TrainerError
 from trainer.players.player import Player
 from trainer.processes.launch import Launch, share_object, sum_over_processes
@@ -51,8 +51,7 @@ def check_start(launch: Launch, config: Config) -> None:
 def check_state(launch: Launch, fingerprints: Mapping[str, str], players: Mapping[str, Player]) -> None:
     """The same shards and the same parameters everywhere, before the first step."""
     for source, fingerprint in fingerprints.items():
-        section = "data" if source == "data" else f"sources.{source}"
-        check_same(launch, f"manifest ({section}.shards)", fingerprint, "let every machine read the same shards")
+        check_same(launch, f"manifest ({section_of(source)}.shards)", fingerprint, "let every machine read the same shards")
     for player in players.values():
         mine = state_hash({name: value.detach().cpu() for name, value in player.named_parameters()})
         check_same(launch, f"{player.name}'s parameters", mine, "this is a defect: please report it")
