@@ -75,7 +75,7 @@ class _Adversarial:
 
 
 def method_of(recipe: Recipe) -> Samplable:
-    """The method of these settings. Until objectives build methods it stands in for
+    """The method of these settings. Until objectives build methods it replaces
     `recipe.objective.build(Problem(recipe.model, recipe.batch, ...))`."""
     return _Adversarial(recipe, {"generator": ("generator",)})
 
@@ -104,7 +104,7 @@ class Trained:
     state_sha256: str
     """Of the whole checkpoint."""
     info: dict[str, Any]
-    """What the checkpoint's manifest says besides, such as the names of the classes."""
+    """What the checkpoint's manifest also says, such as the names of the classes."""
 
     def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of these networks; conditions from data come from the run's own."""
