@@ -201,7 +201,7 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real))
     small_print = {
         "seed": options.seed,
-        "labels": "the classes in turn",
+        "labels": f"the {'classes' if isinstance(trained.sampler().conditions, ClassConditions) else 'conditions'} in turn",
         "moving_average": trained.averaged,
         "batch_norm": "batch of 50" if options.statistics == "batch" else "running statistics",
         "precision": "fp32",

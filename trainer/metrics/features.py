@@ -116,5 +116,5 @@ def open_features(
 
 
 def combined_digest(*parts: str) -> str:
-    """sha256 (hex) over texts, each on a line of its own."""
+    """sha256 (hex) over texts, each on a separate line."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

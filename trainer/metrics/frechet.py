@@ -1,7 +1,7 @@
 """Fréchet distance of two sets of features (Heusel et al. 2017), and its mean over classes (intra-FID, Miyato & Koyama 2018).
 
 |mu_1 - mu_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), unbiased covariances, float64. With TF-Inception's 2048 features it is
-FID; with others it is a number of its own, comparable only with itself.
+FID; with others it is another number, comparable only with itself.
 """
 
 from dataclasses import dataclass

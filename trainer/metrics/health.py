@@ -100,7 +100,7 @@ def gradient_norm(module: nn.Module) -> float | None:
 
 
 class HealthWatch:
-    """Scalars of the players at every report, and warnings where one of them leaves its own past behind."""
+    """Scalars of the players at every report, and warnings where one of them grows far beyond its earlier values."""
 
     def __init__(self, players: Mapping[str, nn.Module]) -> None:
         self.players = players
@@ -126,7 +126,7 @@ class HealthWatch:
         return values
 
     def warnings(self, values: Mapping[str, float]) -> list[Warned]:
-        """What stands out in the next values of `scalars`, compared with the (up to 20) before; needs 5 of them."""
+        """What is unusual in the next values of `scalars`, compared with the (up to 20) before; needs 5 of them."""
         found = []
         for name, value in values.items():
             kind = name.split("/")[1]

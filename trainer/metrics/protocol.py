@@ -62,11 +62,11 @@ class Needs:
     judged: bool = False
     """`Seen.judged`: features by the judge."""
     network: bool = False
-    """`Setting.network`, for a pass of the measure's own."""
+    """`Setting.network`, for a separate pass of the measure."""
     reference: bool = False
     """`Setting.reference`: features of all real images by the network."""
     judge: bool = False
-    """`Setting.judge`, for a pass of the measure's own."""
+    """`Setting.judge`, for a separate pass of the measure."""
     judged_reference: bool = False
     """`Setting.judged`: features of all real images by the judge, where they are at no cost or --real asks for them."""
     classes: bool = False
@@ -184,7 +184,7 @@ class Measure:
         """The next samples of the one pass. Also called with what other measures need."""
 
     def work(self) -> None:
-        """The measure's own passes, after the common one. All processes call it at the same time."""
+        """The measure's separate passes, after the common one. All processes call it at the same time."""
 
     def result(self) -> list[Measurement]:
         """What was measured. In the main process."""

@@ -1,13 +1,13 @@
 """What is known of the real images: their features, kept in a cache by digest, so that they are computed once.
 
 `features.npy` is a memory-mapped float32 [samples, F] in the order of the shards (10.5 GB for ImageNet's 1.28 M images and
-2048 features, on disk; memory holds what is in use), beside labels, predictions and moments.
+2048 features, on disk; memory holds what is in use), next to labels, predictions and moments.
 """
 
 import json
-import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,8 +29,6 @@ from trainer.trained.real import RealChunk, manifest_of
 from trainer.trained.sampling import chunks_of
 
 FORMAT = "menagerie-reference-1"
-
-logger = logging.getLogger("menagerie.metrics")
 
 
 def default_cache() -> Path:
@@ -94,7 +92,8 @@ def _compute(launch: Launch, data: DataConfig, network: FeatureNetwork, manifest
         for _ in results:
             pass
         return
-    logger.info("features of %d real images by %s, for %s", manifest.samples, network.description, folder)
+    what = f"features of {manifest.samples:,} real images by {network.description}"
+    print(f"computing {what}, once; they are kept in {folder}", file=sys.stderr, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

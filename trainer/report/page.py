@@ -100,7 +100,7 @@ def value_text(record: Record | None) -> str:
 
 
 def _comparison(runs: Sequence[RunData]) -> str:
-    """A row per measure, a column per run, and what must be known beside them."""
+    """A row per measure, a column per run, and the small print."""
     newest = [run.newest() for run in runs]
     known = titles()
     measures = [name for name in known if any(name in found for found in newest)]

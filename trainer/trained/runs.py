@@ -67,7 +67,7 @@ class Trained:
     state_sha256: str
     """Of the whole checkpoint."""
     info: dict[str, Any]
-    """What the checkpoint's manifest says besides, such as the names of the classes."""
+    """What the checkpoint's manifest also says, such as the names of the classes."""
 
     def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of these networks; conditions from data come from the run's own."""

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from trainer import export, sample
 from trainer.checkpoint.commits import CheckpointStore
@@ -18,6 +20,7 @@ from trainer.models.conditioning import ConditionalBatchNorm2d
 from trainer.models.resnet import ResNetGeneratorConfig
 from trainer.trained.exports import describe_latent_sampler
 from trainer.trained.pretrained import Generator, open_generator
+from trainer.trained.sampling import evaluating
 
 ZERO, ONE = torch.tensor(0), torch.tensor(1)
 NAMES = ("tabby, tabby cat", "lifeboat", "crane", "crane", "Ankle boot")
@@ -78,6 +81,40 @@ def test_export_round_trip(run, tmp_path, capsys):
     assert not torch.equal(plain.make(z, y), exported.make(z, y))
 
 
+def test_an_export_of_version_1_is_written_as_ever(named, tmp_path):
+    """Byte for byte, since other programs read it; exports that were written before are read."""
+    named.save_pretrained(str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text()) == {
+        "format": "menagerie-generator",
+        "version": 1,
+        "model": {
+            "resolution": 32,
+            "image_channels": 3,
+            "classes": 5,
+            "latent_dim": 4,
+            "latent_distribution": "normal",
+        },
+        "generator": TypeAdapter(ResNetGeneratorConfig).dump_python(ResNetGeneratorConfig(channels=2), mode="json"),
+        "class_names": list(NAMES),
+        "class_ids": [f"n{i:08d}" for i in range(5)],
+        "training": {"iteration": 1},
+    }
+    text = (tmp_path / "config.json").read_text()
+    head = ["format", "version", "model", "generator", "class_names", "class_ids", "training"]
+    assert list(json.loads(text)) == head
+    assert text.startswith(
+        '{\n  "format": "menagerie-generator",\n  "version": 1,\n  "model": {\n    "resolution": 32,\n'
+    )
+    weights = safetensors.torch.load((tmp_path / "model.safetensors").read_bytes())
+    assert set(weights) == set(named.sampler.networks["generator"].state_dict())
+    again = Generator.from_pretrained(str(tmp_path))
+    assert torch.equal(again.sample(["tabby"], seed=1), named.sample(["tabby"], seed=1))
+    described = json.loads(text) | {"version": 3}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="its format is menagerie-generator 3"):
+        Generator.from_pretrained(str(tmp_path))
+
+
 def test_an_export_says_what_is_wrong_with_it(run, tmp_path):
     out = tmp_path / "export"
     export.main([run, str(out)])
@@ -112,6 +149,36 @@ def test_classes_by_name_part_identifier_and_number(named):
     ):
         with pytest.raises(SettingError, match=message):
             named.sampler.conditions.parse(name)
+
+
+def test_conditions_of_classes(named):
+    conditions = named.sampler.conditions
+    assert conditions.evenly(2).tolist() == [0, 2]
+    assert conditions.evenly(9).tolist() == [0, 1, 2, 3, 4]
+    assert conditions.in_turn(range(3, 9)).tolist() == [3, 4, 0, 1, 2, 3]
+    assert conditions.caption(ZERO) == "tabby"
+    mixed = conditions.mix(ZERO, torch.tensor(4), torch.tensor([0.0, 0.25, 1.0]))
+    assert mixed.tolist() == [[1, 0, 0, 0, 0], [0.75, 0, 0, 0, 0.25], [0, 0, 0, 0, 1]]
+    assert conditions.caption(mixed[1]) == "75% tabby, 25% Ankle boot"
+    none = ClassConditions(0, NAMES)
+    assert (none.evenly(10).tolist(), none.in_turn(range(2)).tolist(), none.caption(ZERO)) == ([0], [0, 0], "")
+    assert ClassConditions(3, NAMES).names == ()
+
+
+def test_evaluation_mode_is_left_as_it_was(named):
+    network = named.sampler.networks["generator"]
+    network.train()
+    network.norm.eval()
+    before = [layer.training for layer in network.modules()]
+    with evaluating(named.sampler, batch_statistics=True):
+        assert not network.training
+        assert network.norm.training
+        assert not network.norm.update_statistics
+    assert [layer.training for layer in network.modules()] == before
+    assert network.norm.update_statistics
+    with pytest.raises(KeyError), evaluating(named.sampler):
+        raise KeyError
+    assert [layer.training for layer in network.modules()] == before
 
 
 def test_samples_depend_on_seed_class_and_number_alone(named):
@@ -211,6 +278,8 @@ def test_interpolation_begins_and_ends_at_latents_of_the_class(run, tmp_path):
         (["--morph", "0 -> 1", "--interpolate"], r"^--morph: does not go together"),
         (["--count", "0"], r"^--count: "),
         (["--truncation", "0"], r"^--truncation: "),
+        (["--classes", ","], r"^--classes: names nothing"),
+        (["--morph", "0 -> 1", "--classes", "2"], r"^--classes: does not go together with --morph"),
     ],
 )
 def test_wrong_options_are_one_sentence_and_write_nothing(run, tmp_path, arguments, message):
