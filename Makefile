@@ -43,30 +43,30 @@ proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=wo
 	pytest -m slow --timeout 3600 -q $(if $(ONLY),-k $(ONLY)) tests
 
 bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous checkpoint costs training
-	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python benchmarks/bench_saving.py
+	ACCELERATE_MIXED_PRECISION=$(DEMO_PRECISION) python -m benchmarks.bench_saving
 
 bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
-	python benchmarks/bench_evaluation.py
+	python -m benchmarks.bench_evaluation
 
 bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (half an hour; leave the machine alone)
-	python benchmarks/bench_train.py
-	python benchmarks/bench_train.py --batch own --only fast
-	python benchmarks/bench_scaling.py
+	python -m benchmarks.bench_train
+	python -m benchmarks.bench_train --batch own --only fast
+	python -m benchmarks.bench_scaling
 
 study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (a quarter of an hour)
-	python studies/study_speed.py --out runs/study_speed
+	python -m studies.study_speed --out runs/study_speed
 
 bench-data: setup  ## the loader beside its peers, in images per CPU-second
-	python benchmarks/bench_data.py
+	python -m benchmarks.bench_data
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (20 minutes)
-	python studies/study_conditioning.py --out runs/study_conditioning
+	python -m studies.study_conditioning --out runs/study_conditioning
 
 bench-classifier-loss: setup $(FASHION)/classifier.safetensors  ## what the fine-tuning stage's classifier costs an iteration
-	python benchmarks/bench_classifier_loss.py
+	python -m benchmarks.bench_classifier_loss
 
 study-finetune: setup $(FASHION)/classifier.safetensors $(FASHION)/independent.safetensors  ## the classifier-loss stage, three seeds (half an hour)
-	python studies/study_finetune.py --out runs/study_finetune
+	python -m studies.study_finetune --out runs/study_finetune
 
 demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-conditional samples, in eight minutes
 	accelerate launch --config_file cluster/launch/cpu.yaml --mixed_precision $(DEMO_PRECISION) \

@@ -6,7 +6,6 @@ ImageNet configuration runs with 1/32 of its batch, in its own proportions (real
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,35 +13,21 @@ from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 from trainer.classifiers import build_classifier  # noqa: E402
-from trainer.config import Config, load_config  # noqa: E402
-from trainer.methods import RealAndLatents, build_objective  # noqa: E402
+from trainer.config import load_config  # noqa: E402
+from trainer.costs.timed import random_fields  # noqa: E402
+from trainer.foundation.keys import Keys  # noqa: E402
+from trainer.methods.protocol import Turn  # noqa: E402
 from trainer.processes.launch import Launch, keep_freed_memory  # noqa: E402
-from trainer.training.draws import generator_draws, latents_of, seed_layers  # noqa: E402
 from trainer.training.iteration import run_iteration  # noqa: E402
 from trainer.training.state import State  # noqa: E402
 
 SMALLER = ["--batch.replicas", "1", "--batch.real_per_replica", "2", "--batch.generated_per_replica", "4"]
 PARTIES = {"fashion32": [], "imagenet128": SMALLER}
-
-
-def real_batches(config: Config, launch: Launch) -> list[list[RealAndLatents]]:
-    """Random images in place of real ones: the same work."""
-    model, batch = config.model, config.batch
-    size = (batch.real_per_replica, model.image_channels, model.resolution, model.resolution)
-    steps = []
-    for step in range(1, config.schedule.discriminator_steps + 1):
-        replicas = []
-        for replica in range(batch.replicas):
-            fake = latents_of(config, launch, 0, step, replica, batch.real_per_replica)
-            replicas.append(RealAndLatents(torch.rand(size) * 2 - 1, fake.labels, fake.latents, fake.labels))
-        steps.append(replicas)
-    return steps
 
 
 def share(name: str, precision: str, rounds: int) -> Sequence[float]:
@@ -53,24 +38,28 @@ def share(name: str, precision: str, rounds: int) -> Sequence[float]:
     device = torch.device("cpu")
     kind = "bf16" if precision == "bf16" else "fp32"
     launch = Launch(rank=0, world_size=1, local_rank=0, device=device, precision=kind, strategy="single")
-    state = State(config, launch)
-    plain = build_objective(config.objective)
+    method = config.objective.build(config.problem())
+    state = State(config, method, launch)
     classifier = build_classifier(config.classifier_loss.classifier)
-    batches = real_batches(config, launch)
+
+    def draws(turn: Turn) -> list[dict[str, torch.Tensor]]:
+        """Random images in place of real ones: the same work."""
+        fields = random_fields(turn, config.model, device)
+        replicas = range(config.batch.replicas)
+        return [dict(method.draw(turn, Keys(0, 0, turn.number, replica), fields)) for replica in replicas]
 
     def iteration() -> float:
-        draws = generator_draws(config, launch, 0)
         begun = time.process_time()
         run_iteration(
-            state.generator,
-            state.discriminator,
-            plain,
+            method,
+            state.players,
+            method.turns(0),
             draws,
-            batches,
+            state.memory,
             launch=launch,
             replicas=config.batch.replicas,
             rate_factor=1e-6,
-            seed_layers=lambda step, replica: seed_layers(config, 0, 0, step, replica),
+            seed_layers=lambda turn, replica: None,
         )
         return time.process_time() - begun
 

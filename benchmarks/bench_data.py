@@ -4,7 +4,7 @@ All parties read the same 128 px JPEGs, in interleaved rounds, each in a process
 installed in an environment of their own (build/bench-data/venv). Prints one line each: `RATIO <what>: <ours over
 theirs> [min..max of rounds]`. A party that fails or takes too long is named with the reason and left out.
 
-    python benchmarks/bench_data.py [--rounds 3] [--images 6144] [--only WORD] [--minutes 9.5]
+    python -m benchmarks.bench_data [--rounds 3] [--images 6144] [--only WORD] [--minutes 9.5]
 """
 
 import argparse
@@ -88,11 +88,10 @@ def data(python: Path, images: int) -> Path:
     if not (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tars").mkdir(parents=True)
-        code = "import sys; sys.path.insert(0, sys.argv[1]); import data_parties as d; from pathlib import Path; "
-        for call in (f"d.photographs(Path(sys.argv[2]), {images})", "d.prepare(Path(sys.argv[2]))"):
-            subprocess.run(
-                [python, "-c", code + call, str(PARTIES.parent), str(folder)], check=True, stdout=subprocess.DEVNULL
-            )
+        code = "import sys; from pathlib import Path; from benchmarks import data_parties as d; folder = Path(sys.argv[1]); "
+        for call in (f"d.photographs(folder, {images})", "d.prepare(folder)"):
+            command = [python, "-c", code + call, str(folder)]
+            subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
         command = [
             sys.executable,
             "-m",

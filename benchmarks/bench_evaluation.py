@@ -4,25 +4,20 @@
 """
 
 import io
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-from trainer.metrics.features import FeatureNetwork, open_features  # noqa: E402
-from trainer.metrics.frechet import Moments, frechet_distance, frechet_distance_to_few  # noqa: E402
-from trainer.metrics.inception_score import InceptionScore  # noqa: E402
-from trainer.metrics.kid import kernel_distance  # noqa: E402
-from trainer.metrics.over_classes import pairs_of  # noqa: E402
-from trainer.metrics.precision_recall import precision_recall  # noqa: E402
-from trainer.models import ModelConfig, build_generator  # noqa: E402
-from trainer.models.resnet import ResNetGeneratorConfig  # noqa: E402
+from trainer.metrics.features import FeatureNetwork, open_features
+from trainer.metrics.frechet import Moments, frechet_distance, frechet_distance_to_few
+from trainer.metrics.inception_score import InceptionScore
+from trainer.metrics.kid import kernel_distance
+from trainer.metrics.ms_ssim import pairs_of
+from trainer.metrics.precision_recall import precision_recall
+from trainer.models import ModelConfig, build_generator
+from trainer.models.resnet import ResNetGeneratorConfig
 
 
 def seconds(work: Callable[[], object]) -> float:

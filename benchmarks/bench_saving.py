@@ -7,23 +7,18 @@ CPU and wall time to that of its neighbour without a save, and the time the trai
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from functools import partial
-
-from data_pipeline.reading.stream import open_stream
 from trainer.config import load_config
-from trainer.methods import build_objective
 from trainer.processes.launch import read_launch, start_processes
-from trainer.training.draws import discriminator_draws, generator_draws, seed_layers
+from trainer.training.draws import Draws
 from trainer.training.iteration import run_iteration
-from trainer.training.state import Keeper, State
+from trainer.training.keeper import Keeper
+from trainer.training.loop import open_source
+from trainer.training.state import State
 
 BLOCK = 50
 
@@ -38,34 +33,31 @@ def main() -> None:
     start_processes(launch)
     folder = tempfile.mkdtemp(prefix="menagerie-bench-")
     config = load_config(options.config, ["--run.dir", folder])
-    state, keeper, objective = State(config, launch), Keeper(config, launch), build_objective(config.objective)
+    method, keeper = config.objective.build(config.problem()), Keeper(config, launch)
+    state = State(config, method, launch)
     keeper.resume(state)
+    held = launch.held_replicas(config.batch.replicas)
     times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    with open_stream(
-        config.data,
-        seed=0,
-        replicas=config.batch.replicas,
-        held=launch.held_replicas(config.batch.replicas),
-        batch_size=config.batch.real_per_replica,
-    ) as stream:
-        keeper.check_data(stream.manifest)
+    with open_source(config, method, "data", launch, 0) as source:
+        keeper.check_data({"data": source.stream.manifest})
         iteration = 0
         for number in range(2 * (options.rounds + 1)):
             saving = number % 2 == 0
             cpu, wall = time.process_time(), time.perf_counter()
             if saving:
-                keeper.save(state, iteration, {}, final=False)
+                keeper.save(state, iteration, 0, {}, final=False)
             for _ in range(BLOCK):
+                draws = Draws(method, {"data": source}, 0, iteration, 0, held, launch.device)
                 run_iteration(
-                    state.generator,
-                    state.discriminator,
-                    objective,
-                    generator_draws(config, launch, iteration),
-                    discriminator_draws(config, launch, stream, iteration),
+                    method,
+                    state.players,
+                    method.turns(iteration),
+                    draws.of,
+                    state.memory,
                     launch=launch,
                     replicas=config.batch.replicas,
                     rate_factor=1.0,
-                    seed_layers=partial(seed_layers, config, 0, iteration),
+                    seed_layers=draws.seed_layers,
                 )
                 iteration += 1
             times[saving].append((time.process_time() - cpu, time.perf_counter() - wall))

@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 WAYS = {"alone": 1, "without reduction": 2, "as in training": 2}
 
@@ -29,6 +28,7 @@ def work(way: str, batch: str, steps: int, repeats: int) -> None:
     import torch.distributed as dist
 
     from trainer.config import load_config
+    from trainer.costs.counted import turns_of
     from trainer.costs.timed import timed_iterations
     from trainer.processes.launch import read_launch, start_processes, stop_processes
 
@@ -47,10 +47,11 @@ def work(way: str, batch: str, steps: int, repeats: int) -> None:
         return time.monotonic()
 
     run = timed_iterations(config, training, now)
+    turns = config.objective.build(config.problem()).turns(0)  # the generator's, then the discriminator's
     for number in range(repeats + 1):
-        step = run(steps)
+        step = run(turns[: 1 + steps])
         if number and launch.is_main:
-            print(f"SECONDS {step.iteration(config.schedule.discriminator_steps)}", flush=True)
+            print(f"SECONDS {step.iteration(turns_of(config))}", flush=True)
     stop_processes()
 
 
@@ -71,7 +72,7 @@ def measure(way: str, batch: str, steps: int, repeats: int, precision: str) -> f
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        command = [sys.executable, __file__, *arguments]
+        command = [sys.executable, "-m", "benchmarks.bench_scaling", *arguments]
         running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT))
     try:
         outputs = [process.communicate()[0] for process in running]

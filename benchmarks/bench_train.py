@@ -27,18 +27,19 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
 from trainer.config import Config, load_config  # noqa: E402
 from trainer.costs.counted import count  # noqa: E402
 from trainer.costs.timed import Step, timed_iterations  # noqa: E402
+from trainer.methods.protocol import Turn  # noqa: E402
 from trainer.processes.launch import keep_freed_memory, read_launch  # noqa: E402
 from trainer.speed.settings import PLAIN, SpeedConfig  # noqa: E402
 
 MIMICRY = "torch-mimicry==0.1.16"
-ITERATION_STEPS = 5
+TIMES = {"generator": 1, "discriminator": 5}
+"""Turns of an iteration."""
 RATIOS = {  # what is printed: (ours, theirs)
     "plain fp32": ("fast fp32", "plain fp32"),
     "plain bf16": ("fast bf16", "plain fp32"),
@@ -48,8 +49,8 @@ RATIOS = {  # what is printed: (ours, theirs)
 }
 
 
-Party = Callable[[int], Step]
-"""Runs a generator step and so many discriminator steps."""
+Party = Callable[[Sequence[Turn]], Step]
+"""Takes these turns of the two players."""
 
 
 def ours(config: Config, speed: SpeedConfig, precision: str) -> Party:
@@ -81,13 +82,14 @@ def mimicry(config: Config, folder: Path) -> Party:
         batch = (torch.randn(n, 3, side, side), torch.randint(config.model.classes, (n,)))
         network.train_step(real_batch=batch, log_data=MetricLog(), device=torch.device("cpu"), **others)
 
-    def run(steps: int) -> Step:
+    def run(turns: Sequence[Turn]) -> Step:
+        steps = sum(turn.player == "discriminator" for turn in turns)
         began = time.process_time()
         step(G, batch_sizes.generated_per_replica, netD=D, optG=adams[0])
         middle = time.process_time()
         for _ in range(steps):
             step(D, batch_sizes.real_per_replica, netG=G, optD=adams[1])
-        return Step(middle - began, (time.process_time() - middle) / steps)
+        return Step({"generator": middle - began, "discriminator": (time.process_time() - middle) / steps})
 
     return run
 
@@ -131,6 +133,7 @@ def main() -> None:
     names = ("--batch.real_per_replica", "--batch.generated_per_replica")
     sizes = [] if options.batch == "own" else [word for name in names for word in (name, options.batch)]
     config = load_config(str(ROOT / "configs" / "imagenet128_projection.yaml"), sizes)
+    turns = config.objective.build(config.problem()).turns(0)  # the generator's, then the discriminator's
     forms = {"plain": PLAIN, "fast": SpeedConfig()}
     parties: dict[str, Party] = {
         f"{form} {precision}": ours(config, speed, precision)
@@ -140,9 +143,7 @@ def main() -> None:
     }
     if options.only in "mimicry":
         parties["mimicry"] = mimicry(config, options.peers)
-    operations = {
-        form: count(config, speed, torch.device("cpu")).iteration(ITERATION_STEPS) for form, speed in forms.items()
-    }
+    operations = {form: count(config, speed, torch.device("cpu")).iteration(TIMES) for form, speed in forms.items()}
     print(
         f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, batch {options.batch}, "
         f"{options.rounds} rounds, load {os.getloadavg()[0]:.1f}; glibc keeps freed memory, for all parties",
@@ -154,20 +155,20 @@ def main() -> None:
         order = list(parties)
         random.Random(number).shuffle(order)
         for name in order:
-            taken = parties[name](options.steps if number else 1)
+            taken = parties[name](turns[: 1 + (options.steps if number else 1)])
             if number:  # round 0 warms up
                 times[name].append(taken)
         for precision, found in peaks.items():
             found.append(convolution_peak(precision, config.batch.real_per_replica))
-        line = ", ".join(f"{name} {found[-1].iteration(ITERATION_STEPS):.1f}" for name, found in times.items() if found)
+        line = ", ".join(f"{name} {found[-1].iteration(TIMES):.1f}" for name, found in times.items() if found)
         print(f"round {number}: {line or 'warm-up'}", flush=True)
 
     print("\n| party | iteration, CPU s | generator step | discriminator step | executed TFLOP | share of the peak |")
     print("|---|---|---|---|---|---|")
     for name, found in times.items():
         form, _, precision = name.partition(" ")
-        iteration = [t.iteration(ITERATION_STEPS) for t in found]
-        row = [spread(iteration), spread([t.generator for t in found]), spread([t.discriminator for t in found])]
+        iteration = [t.iteration(TIMES) for t in found]
+        row = [spread(iteration), *(spread([t.turns[player] for t in found]) for player in TIMES)]
         if form in operations:
             share = [100 * operations[form] / t / max(peaks[precision]) for t in iteration]
             row += [f"{operations[form] / 1e12:.2f}", f"{spread(share, 0)}%"]
@@ -182,7 +183,7 @@ def main() -> None:
     for what, (mine, theirs) in RATIOS.items():
         if mine in times and theirs in times:
             pairs = zip(times[mine], times[theirs], strict=True)
-            ratios = [b.iteration(ITERATION_STEPS) / a.iteration(ITERATION_STEPS) for a, b in pairs]
+            ratios = [b.iteration(TIMES) / a.iteration(TIMES) for a, b in pairs]
             print(f"RATIO {what}: {spread(ratios)}")
 
 

@@ -41,7 +41,7 @@ def ours(folder: Path, window: int | None = None) -> Iterator[Any]:
     from data_pipeline.reading.stream import DataConfig, open_stream
 
     config = DataConfig(shards=str(folder / "tars"), decode_threads=1, shuffle_window=window)
-    yield from open_stream(config, seed=0, replicas=1, held=[0], batch_size=BATCH)
+    yield from open_stream(config, seed=0, replicas=1, held=[0], sizes=itertools.repeat(BATCH))
 
 
 def ours_windowed(folder: Path) -> Iterator[Any]:

@@ -4,13 +4,10 @@
 """
 
 import argparse
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seeds import ROOT, table, train
-
-sys.path.insert(0, str(ROOT))
+from studies.seeds import ROOT, table, train
 
 CONDITIONINGS = ("projection", "concat", "acgan")
 DATA = ROOT / "data" / "fashion32"
@@ -18,8 +15,12 @@ DATA = ROOT / "data" / "fashion32"
 
 def main() -> None:
     """Train what is missing, judge, print."""
+    import torch
+
+    from trainer.classifiers.training import one_epoch
     from trainer.metrics.accuracy import GeneratedAccuracy
-    from trainer.trained.runs import load_generator
+    from trainer.metrics.samples import generate
+    from trainer.trained.runs import load_trained
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
@@ -40,11 +41,13 @@ def main() -> None:
         runs = list(pool.map(one, jobs))
     rows: dict[str, list[tuple[float, float]]] = {conditioning: [] for conditioning in CONDITIONINGS}
     for (conditioning, _), run in zip(jobs, runs, strict=True):
-        trained = load_generator(str(run))
+        trained = load_trained(str(run))
         judge = GeneratedAccuracy(str(DATA / "classifier.safetensors"), trained.config.model)
-        judgement = judge.judge(trained.module, 0, 2000)
-        diversity = judgement.diversity(judge.judge_real(str(DATA / "test")))
-        rows[conditioning].append((float(judgement.accuracy.mean()), float(diversity.mean())))
+        labels = torch.arange(2000) % trained.config.model.classes
+        generated = judge.judge(generate(trained.sampler(), labels, 0), labels)
+        real = judge.judge(*(torch.cat(parts) for parts in zip(*one_epoch(str(DATA / "test"), 500), strict=True)))
+        diversity = generated.variance / real.variance
+        rows[conditioning].append((float(generated.accuracy.mean()), float(diversity.mean())))
     seeds = ", ".join(map(str, options.seeds))
     headline = f"After {options.iterations:,} iterations, 2,000 samples, moving average; seeds {seeds}."
     print(table(headline, {"class accuracy": ".1%", "diversity": ".2f"}, rows, "conditioning"))

@@ -12,23 +12,19 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from trainer.classifiers import Classifier, parse_classifier  # noqa: E402
-from trainer.classifiers import build_classifier as build  # noqa: E402
-from trainer.classifiers.training import one_epoch  # noqa: E402
-from trainer.foundation.pixels import to_uint8  # noqa: E402
-from trainer.methods.terms.guidance import only_the_guiding_is_pleased  # noqa: E402
-from trainer.metrics.accuracy import generate  # noqa: E402
-from trainer.metrics.diversity import ms_ssim_diversity  # noqa: E402
-from trainer.metrics.frechet import Gaussian, Moments, frechet_distance  # noqa: E402
-from trainer.metrics.watched import Watched, measure  # noqa: E402
-from trainer.models import ModelConfig  # noqa: E402
-from trainer.trained.runs import load_generator  # noqa: E402
+from studies.seeds import ROOT
+from trainer.classifiers import Classifier, parse_classifier
+from trainer.classifiers import build_classifier as build
+from trainer.classifiers.training import one_epoch
+from trainer.foundation.pixels import to_uint8
+from trainer.methods.terms.guidance import only_the_guiding_is_pleased
+from trainer.metrics.diversity import ms_ssim_diversity
+from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
+from trainer.metrics.samples import generate
+from trainer.metrics.watched import Watched, measure
+from trainer.trained.runs import Trained, load_trained
 
 DATA = ROOT / "data" / "fashion32"
 GUIDING, INDEPENDENT = (str(DATA / f"{name}.safetensors") for name in ("classifier", "independent"))
@@ -97,12 +93,13 @@ def trainings(options: argparse.Namespace, seed: int) -> dict[str, tuple[Path, i
     return found
 
 
-def judge(module: nn.Module, model: ModelConfig, guiding: Classifier, independent: Classifier, real: Gaussian) -> Row:
+def judge(trained: Trained, guiding: Classifier, independent: Classifier, real: Gaussian) -> Row:
     """A generator's figures on fresh samples."""
-    seen: Watched = measure(module, model, 1, 2 * PAIRS, (guiding, None), (independent, None))
+    sampler = trained.sampler()
+    seen: Watched = measure(sampler, 1, 2 * PAIRS, (guiding, None), (independent, None))
     assert seen.independent_accuracy is not None
     moments = Moments(len(real.mean))
-    images = generate(module, model, torch.arange(FRECHET_IMAGES) % model.classes, 2)
+    images = generate(sampler, sampler.conditions.in_turn(range(FRECHET_IMAGES)), 2)
     add(moments, independent, to_uint8(images).float() / 127.5 - 1.0)
     return Row(
         seen.guiding_accuracy, seen.independent_accuracy, frechet_distance(moments.gaussian(), real), seen.ms_ssim
@@ -179,8 +176,8 @@ def main() -> None:
     rows: dict[str, list[Row]] = {}
     for seed in options.seeds:
         for name, (run, iteration) in trainings(options, seed).items():
-            trained = load_generator(str(run), iteration)
-            rows.setdefault(name, []).append(judge(trained.module, trained.config.model, guiding, independent, real))
+            trained = load_trained(str(run), iteration)
+            rows.setdefault(name, []).append(judge(trained, guiding, independent, real))
     print(table(rows, real_row, options.seeds))
     names = list(rows)
     for name in names[2:]:

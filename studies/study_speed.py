@@ -5,13 +5,10 @@ small classifier's features, in one table. One thread a training; a finished one
 """
 
 import argparse
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seeds import ROOT, table, train
-
-sys.path.insert(0, str(ROOT))
+from studies.seeds import ROOT, table, train
 
 FORMS = {"plain fp32": (True, "no"), "fast fp32": (False, "no"), "fast bf16": (False, "bf16")}
 SAMPLES = 5000
@@ -25,9 +22,9 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
     from data_pipeline.reading.stream import DataConfig, open_stream
     from trainer.classifiers import build_classifier, parse_classifier
     from trainer.foundation.pixels import normalise
-    from trainer.metrics.accuracy import generate
     from trainer.metrics.frechet import Moments, frechet_distance
-    from trainer.trained.runs import load_generator
+    from trainer.metrics.samples import generate
+    from trainer.trained.runs import load_trained
 
     classifier = build_classifier(parse_classifier(str(data / "classifier.safetensors")), "cpu")
 
@@ -42,15 +39,15 @@ def judge(runs: dict[tuple[str, int], Path], data: Path) -> dict[str, list[tuple
     with torch.no_grad():
         count = load_manifest(str(data / "test")).samples
         with open_stream(
-            DataConfig(shards=str(data / "test")), seed=0, replicas=1, held=range(1), batch_size=500
+            DataConfig(shards=str(data / "test")), seed=0, replicas=1, held=range(1), sizes=[500] * (count // 500)
         ) as stream:
             real = torch.cat([normalise(next(stream).images[0].clone(), None) for _ in range(count // 500)])
         target = moments(real).gaussian()
         rows: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
         for (form, _), run in runs.items():
-            trained = load_generator(str(run))
+            trained = load_trained(str(run))
             labels = torch.arange(SAMPLES) % trained.config.model.classes
-            images = generate(trained.module, trained.config.model, labels, 0)
+            images = generate(trained.sampler(), labels, 0)
             hits = torch.cat([classifier(part).argmax(1) for part in images.split(250)]) == labels
             rows[form].append((float(hits.float().mean()), frechet_distance(moments(images).gaussian(), target)))
     return rows

@@ -11,12 +11,14 @@ from data_pipeline.reading.stream import DataConfig
 from trainer.checkpoint.commits import CheckpointConfig
 from trainer.foundation.errors import SettingError
 from trainer.foundation.settings import apply_overrides, describe, read_yaml, validate
-from trainer.methods import ClassifierLossConfig, ObjectiveConfig, check_classifier_loss, check_objective
-from trainer.methods.adversarial import NoPenaltyConfig
-from trainer.methods.schedule import ScheduleConfig
+from trainer.methods import ObjectiveConfig
+from trainer.methods.problem import Problem
+from trainer.methods.schedule import BatchConfig, ScheduleConfig
+from trainer.methods.terms.guidance import ClassifierLossConfig, check_classifier_loss
+from trainer.methods.terms.term import Term
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
 from trainer.players.ema import EmaConfig
-from trainer.players.player import OptimizerConfig
+from trainer.players.optimizers import OptimizersConfig
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
 
@@ -66,23 +68,6 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class BatchConfig:
-    """Batch sizes per replica, a logical data-parallel worker; the number of processes does not matter."""
-
-    replicas: Annotated[int, Field(ge=1)] = 1
-    """Replicas: each has its own stream of real samples, its own noise and its own batch-norm batch."""
-    real_per_replica: Annotated[int, Field(ge=1)] = 64
-    """Real images, and as many generated ones, in one discriminator step of one replica."""
-    generated_per_replica: Annotated[int, Field(ge=1)] = 128
-    """Generated images in the generator's step of one replica (`n_gen_samples` of the official code)."""
-    dequantize: bool = True
-    """Real images as x / 128 - 1 + U(0, 1/128), as the official datasets/imagenet.py; false: x / 127.5 - 1 without noise, as
-    the official datasets/cifar10.py."""
-    synchronised_norm: bool = False
-    """Batch norm over all replicas together ("cross-GPU"), rather than in each replica alone as in the official code."""
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class EvaluationConfig:
     """Measurements inside the run."""
 
@@ -103,11 +88,13 @@ class Config:
     data: DataConfig
     batch: BatchConfig
     model: ModelConfig
-    generator: GeneratorConfig
-    discriminator: DiscriminatorConfig
     objective: ObjectiveConfig
+    generator: GeneratorConfig | None = None
+    discriminator: DiscriminatorConfig | None = None
     classifier_loss: ClassifierLossConfig | None = None
-    optimizer: OptimizerConfig = OptimizerConfig()
+    sources: dict[str, DataConfig] = Field(default_factory=dict)
+    """Further sources that the method reads, by name; `data` is the first."""
+    optimizer: OptimizersConfig = OptimizersConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig = EmaConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -121,7 +108,7 @@ class Config:
                 f"schedule.stages: the last stage ends at {last}, before run.iterations = {self.run.iterations}; "
                 f"add a stage, or set run.iterations to at most {last}"
             )
-        check_objective(self.objective, self.discriminator, self.model)
+        self.objective.check(self.problem())
         check_classifier_loss(
             self.classifier_loss,
             classes=self.model.classes,
@@ -138,12 +125,12 @@ class Config:
                 "speed.bf16_gradients: is true with run.deterministic, which sums the gradients of single replicas in fp32; "
                 "set one of the two to false"
             )
-        if self.batch.synchronised_norm and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
+        if self.batch.synchronised_norm and self.objective.second_derivatives:
             raise ValueError(
                 "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "
                 "replicas; set batch.synchronised_norm to false, or objective.penalty.name to none"
             )
-        if self.speed.compile != "none" and getattr(self.objective, "penalty", NoPenaltyConfig()).name != "none":
+        if self.speed.compile != "none" and self.objective.second_derivatives:
             raise ValueError(
                 f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
                 "not have; set it to none"
@@ -153,6 +140,18 @@ class Config:
                 "evaluation.classifier: is not set, but run.evaluate_every asks for measurements; give the weights that "
                 "`python -m trainer.train_classifier` wrote, or evaluation.ms_ssim_pairs, or set run.evaluate_every to 0"
             )
+
+    def problem(self, terms: Sequence[Term] = ()) -> Problem:
+        """What the method is built for; `terms` are loss terms from outside it."""
+        return Problem(self.model, self.batch, self.schedule, self.generator, self.discriminator, terms)
+
+    def source(self, name: str) -> DataConfig:
+        """The settings of a source. Raises `SettingError` if there is no such section."""
+        if name == "data":
+            return self.data
+        if name not in self.sources:
+            raise SettingError(f"sources.{name}: is missing, but {self.objective.name} reads it; give its shards")
+        return self.sources[name]
 
 
 def check_launch(config: Config, launch: Launch) -> None:

@@ -63,6 +63,8 @@ def _tensors(config: Config, snapshots: Snapshots) -> dict[str, Tensor]:
     for name, snapshot, settings in networks:
         if snapshot is None:
             continue
+        if settings is None:
+            raise SettingError(f"{name}: is missing in --config, and the snapshot holds one; give its settings")
         module = official_network(settings.build(config.model), name)
         try:
             tensors |= {f"{name}/{key}": value for key, value in network_state(module, snapshot).items()}

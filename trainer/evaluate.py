@@ -9,6 +9,7 @@ Nothing is downloaded unless an address is given.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,15 +22,18 @@ from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.format import Commit, code_version
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
+from trainer.methods.sampling import ClassConditions
+from trainer.metrics.evaluation import Evaluation, Outcome
 from trainer.metrics.features import combined_digest, open_features
-from trainer.metrics.measures import MEASURES, NEED_FEATURES, Evaluation, Outcome, Plan, open_judge
-from trainer.metrics.overall import OF_JUDGE
-from trainer.metrics.publish import collapse_warning, publish
-from trainer.metrics.real import manifest_of
-from trainer.metrics.records import read_records
+from trainer.metrics.judge import open_judge
+from trainer.metrics.measures import all_names, chosen, names_and_meanings
+from trainer.metrics.protocol import Measure, Plan, union
+from trainer.metrics.publish import publish
+from trainer.metrics.records import Measurement, read_records
 from trainer.metrics.reference import default_cache
-from trainer.metrics.samples import Sampler
-from trainer.metrics.table import class_table, measure_table
+from trainer.metrics.samples import Samples
+from trainer.metrics.table import measure_table
 from trainer.processes.launch import (
     Launch,
     read_launch,
@@ -39,11 +43,10 @@ from trainer.processes.launch import (
     sum_over_processes,
 )
 from trainer.processes.watch import Watch, die_with_launcher
-from trainer.trained.pretrained import Generator
-from trainer.trained.runs import TrainedGenerator, load_generator
+from trainer.trained.real import manifest_of
+from trainer.trained.runs import Trained, load_trained
 
-DEFAULT = "is,fid,ms_ssim"
-PER_CLASS = ("ms_ssim", "intra_fid", *OF_JUDGE)
+DEFAULT, DEFAULT_WITH_CLASSIFIER = "is,fid,ms_ssim", "accuracy"
 
 
 def main(arguments: list[str]) -> int:
@@ -65,12 +68,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m trainer.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = "; ".join(f"{name} ({meaning})" for name, meaning in MEASURES.items())
     add("run", metavar="RUN", help="the run's folder, a path or URL")
     add("--iteration", type=int, help="which checkpoint (default: the newest)")
     add("--follow", action="store_true", help="evaluate every new checkpoint until the run is complete, or Ctrl-C")
     add("--poll", type=float, default=30.0, metavar="SECONDS", help="how often --follow looks (default: 30)")
-    add("--measures", help=f"names with commas, or all (default: accuracy with --classifier, else {DEFAULT}): {names}")
+    add(
+        "--measures",
+        help=f"names with commas, or all (default: {DEFAULT_WITH_CLASSIFIER} with --classifier, else {DEFAULT}): "
+        + names_and_meanings(),
+    )
     networks = (
         "inception:FILE_OR_URL, efficientnet_lite0, timm:MODEL:FILE, torchvision:MODEL:FILE, or a small one's FILE"
     )
@@ -107,7 +113,7 @@ class _Context:
 
 
 def _once(options: argparse.Namespace, launch: Launch) -> int:
-    trained = load_generator(options.run, options.iteration, _average(options))
+    trained = load_trained(options.run, options.iteration, _average(options))
     _measure(options, launch, trained, _context(options, launch, trained))
     return 0
 
@@ -156,11 +162,11 @@ def _done(run: str, context: _Context) -> set[str]:
     return {r["state_sha256"] for r in records if r.get("settings_digest") == context.digest and "state_sha256" in r}
 
 
-def _try_to_load(options: argparse.Namespace, launch: Launch, commit: Commit) -> TrainedGenerator | None:
+def _try_to_load(options: argparse.Namespace, launch: Launch, commit: Commit) -> Trained | None:
     """None everywhere if any process finds the checkpoint gone: the run keeps only its last ones."""
     trained, reason = None, ""
     try:
-        trained = load_generator(options.run, commit.iteration, _average(options))
+        trained = load_trained(options.run, commit.iteration, _average(options))
     except (CheckpointError, FileNotFoundError) as error:
         reason = str(error)
     missing = sum_over_processes(launch, torch.tensor([float(trained is None)], device=launch.device))
@@ -171,25 +177,28 @@ def _try_to_load(options: argparse.Namespace, launch: Launch, commit: Commit) ->
     return trained
 
 
-def _context(options: argparse.Namespace, launch: Launch, trained: TrainedGenerator) -> _Context:
+def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _Context:
     """The plan, the networks and the real images; raises SettingError where they do not go together."""
     config = trained.config
-    measures = _measures(options)
-    samples = options.samples or (2_000 if measures == ("accuracy",) else 10_000)
-    plan = Plan(measures, samples, options.splits, options.seed, options.pairs, options.class_samples, options.queries)
+    names = _names(options)
+    measures = chosen(names)
+    samples = options.samples or max(measure.usual_samples for measure in measures)
+    plan = Plan(names, samples, options.splits, options.seed, options.pairs, options.class_samples, options.queries)
     data = DataConfig(shards=options.real, classes=config.data.classes) if options.real else config.data
+    needs = union([measure.needs for measure in measures])
     _check_data(data, trained, measures, "--real" if options.real else "data.shards")
     channels = config.model.image_channels
     judge_network = (
         open_features(options.classifier, channels, launch.device, "--classifier") if options.classifier else None
     )
     network = judge_network
-    if any(name in NEED_FEATURES for name in measures) and (options.features or not judge_network):
+    if needs.any_network and (options.features or not judge_network):
         network = open_features(options.features or "efficientnet_lite0", channels, launch.device)
         if judge_network is not None and judge_network.identity == network.identity:
             network = judge_network
-    judge = open_judge(judge_network, data) if judge_network and any(name in OF_JUDGE for name in measures) else None
-    evaluation = Evaluation(plan, launch, data, network, judge, options.cache or default_cache(), bool(options.real))
+    judge = open_judge(judge_network, manifest_of(data)) if judge_network and needs.any_judge else None
+    cache = options.cache or default_cache()
+    evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real))
     small_print = {
         "seed": options.seed,
         "labels": "the classes in turn",
@@ -204,79 +213,92 @@ def _context(options: argparse.Namespace, launch: Launch, trained: TrainedGenera
     return _Context(evaluation, small_print | {"settings_digest": combined_digest(*about)[:16]})
 
 
-def _measures(options: argparse.Namespace) -> tuple[str, ...]:
-    """The names asked for; `all` leaves out what needs a classifier where none is given, and intra_fid."""
-    text = options.measures or ("accuracy" if options.classifier else DEFAULT)
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+    """The measures asked for."""
+    text = options.measures or (DEFAULT_WITH_CLASSIFIER if options.classifier else DEFAULT)
     if text == "all":
-        return tuple(n for n in MEASURES if n != "intra_fid" and (options.classifier or n not in OF_JUDGE))
+        return all_names(bool(options.classifier))
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _check_data(data: DataConfig, trained: TrainedGenerator, measures: tuple[str, ...], setting: str) -> None:
-    model, manifest = trained.config.model, manifest_of(data)
+def _check_data(data: DataConfig, trained: Trained, measures: Sequence[type[Measure]], setting: str) -> None:
+    """Raise SettingError where a measure cannot compare the samples with the real images."""
+    model, sampler, manifest = trained.config.model, trained.sampler(), manifest_of(data)
+    of_images = [measure.name for measure in measures if measure.needs.images]
+    if of_images and sampler.output != "image":
+        raise SettingError(
+            f"--measures: {of_images[0]} looks at images, and this generator's samples are of the kind {sampler.output!r}; "
+            "leave it out"
+        )
     for what, ours, theirs in (
         ("px", model.resolution, manifest.resolution),
         ("channels", model.image_channels, manifest.channels),
     ):
-        if ours != theirs:
+        if ours != theirs and of_images:
             raise SettingError(
                 f"{setting}: the images in {data.shards} have {theirs} {what}, the generator's have {ours}; give shards "
                 "that were made with the settings of the training images"
             )
-    asked = [name for name in PER_CLASS if name in measures]
-    if model.classes != len(manifest.classes) and asked:
+    asked = [measure.name for measure in measures if measure.needs.classes]
+    conditions = sampler.conditions
+    classes = conditions.classes if isinstance(conditions, ClassConditions) else 0
+    if classes != len(manifest.classes) and asked:
         raise SettingError(
-            f"--measures: {asked[0]} looks at classes, of which the generator has {model.classes} and the images in "
+            f"--measures: {asked[0]} looks at classes, of which the generator has {classes} and the images in "
             f"{data.shards} {len(manifest.classes)}; leave it out"
         )
 
 
-def _measure(options: argparse.Namespace, launch: Launch, trained: TrainedGenerator, context: _Context) -> None:
+def _measure(options: argparse.Namespace, launch: Launch, trained: Trained, context: _Context) -> None:
     """Evaluate one generator; the main process prints and publishes."""
-    config, evaluation = trained.config, context.evaluation
-    manifest = manifest_of(evaluation.data)
-    known = len(manifest.classes) == config.model.classes
-    generator = Generator(
-        trained.module.to(launch.device),
-        config.model,
-        config.generator,
-        manifest.class_names if known else (),
-        tuple(entry.id for entry in manifest.classes) if known else (),
-    )
-    sampler = Sampler(generator, options.seed, options.statistics == "batch")
-    outcome = evaluation.run(sampler)
+    sampler = _sampler(trained, context.evaluation.data)
+    for network in sampler.networks.values():
+        network.to(launch.device)
+    outcome = context.evaluation.run(Samples(sampler, options.seed, options.statistics == "batch"))
     if launch.is_main:
         _report(options, launch, trained, context, outcome)
 
 
-def _report(
-    options: argparse.Namespace, launch: Launch, trained: TrainedGenerator, context: _Context, outcome: Outcome
-) -> None:
-    evaluation, warning = context.evaluation, None
-    names = manifest_of(evaluation.data).class_names
-    if outcome.ms_ssim is not None and outcome.real_ms_ssim is not None:
-        pairs = evaluation.plan.pairs
-        warning = collapse_warning(options.run, trained.iteration, outcome.ms_ssim, outcome.real_ms_ssim, names, pairs)
-    for measurement in outcome.measurements:
-        if measurement.measure == "class_accuracy":
-            print(class_table(measurement, trained.iteration, evaluation.data.shards))
-    rest = [m for m in outcome.measurements if m.measure != "class_accuracy"]
-    if rest:
-        print(measure_table(rest, trained.iteration))
-    if warning:
-        print(f"WARNING {warning.name}: {warning.text}", flush=True)
+def _sampler(trained: Trained, data: DataConfig) -> Sampler:
+    """With the names of the real images' classes, where the generator has as many."""
+    manifest = manifest_of(data)
+    names = ClassNames(manifest.class_names, tuple(entry.id for entry in manifest.classes))
+    return trained.sampler(names if len(manifest.classes) == trained.config.model.classes else NO_NAMES)
+
+
+def _report(options: argparse.Namespace, launch: Launch, trained: Trained, context: _Context, outcome: Outcome) -> None:
+    alarms = [measure for measure, _ in outcome.results if measure.alarm]
+    earlier = read_records(options.run) if alarms else []
+    warnings = {measure.alarm: measure.warning(trained.iteration, earlier) for measure in alarms}
+    first = next(filter(None, warnings.values()), None)
+    _print(outcome, trained.iteration)
+    if first:
+        print(f"WARNING {first.name}: {first.text}", flush=True)
     small_print = context.small_print | {
         "iteration": trained.iteration,
         "state_sha256": trained.state_sha256,
         "device": launch.device.type,
         "processes": launch.world_size,
         "seconds": outcome.seconds,
-        "warning": f"{warning.name}: {warning.text}" if warning else None,
+        "warning": f"{first.name}: {first.text}" if first else None,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    publish(options.run, trained.iteration, outcome.measurements, outcome.pictures, small_print, warning)
+    publish(options.run, trained.iteration, outcome.measurements, outcome.pictures, small_print, warnings)
     for name in outcome.pictures:
         print(f"picture: {options.run}/evaluation/{trained.iteration:08d}/{name}.png")
+
+
+def _print(outcome: Outcome, iteration: int) -> None:
+    """The measures' own tables, then the others in one."""
+    rest: list[Measurement] = []
+    for measure, found in outcome.results:
+        table = measure.table(iteration)
+        if table:
+            print(table)
+        else:
+            rest += found
+    if rest:
+        print(measure_table(rest, iteration))
 
 
 def _average(options: argparse.Namespace) -> bool | None:

@@ -9,7 +9,8 @@ import sys
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
-from trainer.trained.pretrained import CONFIG_FILE, WEIGHTS_FILE, Generator, open_generator
+from trainer.trained.exports import CONFIG_FILE, WEIGHTS_FILE
+from trainer.trained.pretrained import Generator, open_generator
 
 __all__ = ["Generator", "main"]
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> int:
     generator = open_generator(options.run, options.iteration, average)
     generator.save_pretrained(options.out)
     kind = "moving average of the weights" if generator.training["moving_average"] else "weights"
-    names = f"{len(generator.class_names)} class names" if generator.class_names else "class names unknown"
+    names = f"{len(generator.classes.names)} class names" if generator.classes.names else "class names unknown"
     print(
         f"{options.out}: {CONFIG_FILE} and {WEIGHTS_FILE} hold the {kind} of iteration "
         f"{generator.training['iteration']:,} ({names}); load them with Generator.from_pretrained({options.out!r})"

@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     from trainer.config import load_config
     from trainer.costs.dry_run import describe
+    from trainer.foundation.log import run_log
     from trainer.processes.launch import read_launch, start_processes, stop_processes
     from trainer.processes.watch import Watch, die_with_launcher
     from trainer.training.loop import train
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return 0
     die_with_launcher()
     start_processes(launch)
-    with Watch(launch):
+    with run_log(config.run.dir, launch.rank), Watch(launch):  # what Watch says of a lost process is in the log, too
         train(config, launch)
     stop_processes()
     return 0

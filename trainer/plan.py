@@ -8,14 +8,15 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 
 from trainer.config import Config, load_config
-from trainer.costs.counted import Cost, count
-from trainer.costs.timed import Step, timed_iterations
+from trainer.costs.counted import Cost, count, turns_of
+from trainer.costs.timed import Step, measured_turns, timed_iterations
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
@@ -99,22 +100,23 @@ def row(config: Config, cost: Cost, step: Step, processes: int, link: float, giv
     replicas = max(config.batch.replicas, processes)
     held = math.ceil(replicas / processes)
     compute = waiting = 0.0
-    for parameters, seconds, times in (
-        (cost.parameters[0], step.generator, 1),
-        (cost.parameters[1], step.discriminator, config.schedule.discriminator_steps),
-    ):
-        own = held * seconds
+    for player, times in turns_of(config).items():
+        parameters, own = cost.parameters[player], held * step.turns[player]
         hidden = given.overlap * own * 2 / 3  # the backward pass is two thirds of the operations
         reduction = reduction_seconds(parameters, processes, (link, given.network), given)
         compute += times * own
         waiting += times * max(0.0, reduction - hidden)
     total = compute + waiting
-    real = config.schedule.discriminator_steps * replicas * config.batch.real_per_replica
-    return Row(processes, replicas, total, waiting / total, real / total)
+    return Row(processes, replicas, total, waiting / total, replicas * _samples_read(config) / total)
+
+
+def _samples_read(config: Config) -> int:
+    """Real samples of one replica in the first iteration."""
+    return sum(sum(turn.reads.values()) for turn in config.objective.build(config.problem()).turns(0))
 
 
 def measured_step(config: Config, launch: Launch) -> Step:
-    """Seconds of both steps of one replica on this machine: the second of two iterations on random data."""
+    """Seconds of each player's turn of one replica on this machine: the second of two iterations on random data."""
     if launch.device.type == "cpu":
         keep_freed_memory()
 
@@ -123,15 +125,15 @@ def measured_step(config: Config, launch: Launch) -> Step:
             torch.cuda.synchronize(launch.device)
         return time.monotonic()
 
-    run = timed_iterations(config, launch, now)
-    run(2)
-    return run(2)
+    run, turns = timed_iterations(config, launch, now), measured_turns(config)
+    run(turns)
+    return run(turns)
 
 
 def derived_step(cost: Cost, device: Device, precision: Precision, given: Assumptions) -> Step:
-    """Seconds of both steps of one replica at the assumed share of the stated peak."""
+    """Seconds of each player's turn of one replica at the assumed share of the stated peak."""
     rate = given.efficiency * (device.fp32 if precision == "fp32" else device.bf16)
-    return Step(cost.generator_step / rate, cost.discriminator_step / rate)
+    return Step({player: operations / rate for player, operations in cost.turns.items()})
 
 
 def plan(config: Config, processes: int, name: str, precision: Precision, given: Assumptions) -> str:
@@ -149,7 +151,8 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
     reference = count(config, SpeedConfig(convolutions="plain", low_resolution_shortcuts=False), device, precision)
     if name == "measured":
         step = measured_step(config, launch)
-        how = f"measured here: {where}, {precision}, one replica, {step.generator:.2f} s + {step.discriminator:.2f} s"
+        seconds = " + ".join(f"{player} {seconds:.2f} s" for player, seconds in step.turns.items())
+        how = f"measured here: {where}, {precision}, one replica, a turn of each player: {seconds}"
     else:
         stated = DEVICES[name]
         step = derived_step(cost, stated, precision, given)
@@ -158,23 +161,24 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
             f"not measured: {name}'s stated {peak / 1e12:,.0f} TFLOP/s in {precision}, {given.efficiency:.0%} of it sustained "
             "(assumed; --efficiency)"
         )
-    steps, batch, run = config.schedule.discriminator_steps, config.batch, config.run
-    state = 16 * sum(cost.parameters)
+    times, batch, run = turns_of(config), config.batch, config.run
+    state = 16 * sum(cost.parameters.values())
+    sent = sum(count * cost.parameters[player] for player, count in times.items())
     held = math.ceil(max(batch.replicas, processes) / processes)
     memory = state + held * cost.activations
     room = "" if name == "measured" else f" of {DEVICES[name].memory / 1e9:.0f} GB"
     scale = (config.model.resolution / 128) ** 2
     lines = [
-        f"{run.iterations:,} iterations of {steps} discriminator steps and 1 generator step; {batch.replicas} replicas with "
+        f"{run.iterations:,} iterations of {_said(times)}; {batch.replicas} replicas with "
         f"{batch.real_per_replica} real and {batch.generated_per_replica} generated images",
         "",
         f"time of a step:   {how}",
-        f"operations:       {batch.replicas * cost.iteration(steps) / 1e12:,.2f} TFLOP an iteration as it runs, "
-        f"{batch.replicas * reference.iteration(steps) / 1e12:,.2f} in the plain form; "
-        f"{batch.replicas * cost.iteration(steps) * run.iterations / 1e18:,.3f} EFLOP in all",
+        f"operations:       {batch.replicas * cost.iteration(times) / 1e12:,.2f} TFLOP an iteration as it runs, "
+        f"{batch.replicas * reference.iteration(times) / 1e12:,.2f} in the plain form; "
+        f"{batch.replicas * cost.iteration(times) * run.iterations / 1e18:,.3f} EFLOP in all",
         f"memory:           {memory / 1e9:,.1f} GB{room} a process: weights, gradients and moments {state / 1e9:,.1f}, kept "
         f"activations {held * cost.activations / 1e9:,.1f} (counted; without the kernels' own workspaces)",
-        f"gradients:        {4e-6 * (cost.parameters[0] + steps * cost.parameters[1]):,.0f} MB an iteration, fp32, DDP",
+        f"gradients:        {4e-6 * sent:,.0f} MB an iteration, fp32, DDP",
         f"links:            {link / 1e9:,.0f} GB/s inside a machine of {given.devices_per_node}, "
         f"{given.network / 1e9:,.0f} GB/s a device between machines, {given.latency * 1e6:.0f} us a message; a reduction hides "
         f"behind {given.overlap:.0%} of its backward pass (all assumed)",
@@ -200,6 +204,11 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         f"* more processes than the experiment's {batch.replicas} replicas: a larger batch, another experiment",
     ]
     return "\n".join(lines)
+
+
+def _said(times: Mapping[str, int]) -> str:
+    """For people: "1 turn of the generator and 5 turns of the discriminator"."""
+    return " and ".join(f"{count} turn{'s' if count > 1 else ''} of the {player}" for player, count in times.items())
 
 
 def main(arguments: list[str]) -> int:

@@ -1,9 +1,9 @@
-"""`python -m trainer.sample RUN_OR_EXPORT --classes "tabby, lifeboat" --out DIR`: pictures of a trained generator.
+"""`python -m trainer.sample RUN_OR_EXPORT --classes "tabby, lifeboat" --out DIR`: samples of a trained generator.
 
 Without more, a grid with one row per class (grid.png) and every image alone. `--morph "A -> B"` mixes two classes' rows
 of gamma and beta step by step at fixed latents, one row per latent vector (the projection paper's category morphing);
 `--interpolate` goes from one latent vector to another within each class. Image n of a class depends on the seed, the
-class and n alone.
+class and n alone. Samples that are vectors go to samples.npy, and are printed one a line.
 """
 
 import argparse
@@ -11,9 +11,10 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -21,37 +22,31 @@ from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.sampling import ClassConditions, Mixing, Truncating
 from trainer.trained.pretrained import Generator, open_generator
 
 DEFAULT_ROWS = 10
 
 
 def main(arguments: list[str]) -> int:
-    """Make the pictures; returns the exit status."""
+    """Make the samples; returns the exit status."""
     options = _parser().parse_args(arguments)
-    if options.morph and options.interpolate:
-        raise SettingError("--morph: does not go together with --interpolate; ask for one after the other")
-    for name in ("count", "steps", "batch"):
-        if getattr(options, name) < 1:
-            raise SettingError(f"--{name}: is {getattr(options, name)}; give at least 1")
-    if options.truncation is not None and options.truncation <= 0:
-        raise SettingError(f"--truncation: is {options.truncation}; give a number above 0, such as 1 or 0.5")
+    _check(options)
     average = None if options.weights is None else options.weights == "average"
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     generator = open_generator(options.source, options.iteration, average, device)
+    if options.truncation is not None and not isinstance(generator.sampler, Truncating):
+        raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")
 
-    if options.morph:
-        name, rows, latents, labels = _morph(generator, options)
-    elif options.interpolate:
-        name, rows, latents, labels = _interpolate(generator, options)
-    else:
-        name, rows, latents, labels = _classes(generator, options)
-    images = generator.images(latents, labels, options.batch, options.statistics == "batch")
-    pictures = to_uint8(images).reshape(len(rows), -1, *images.shape[1:])
+    asked = _morph if options.morph else _interpolate if options.interpolate else _classes
+    plan = asked(generator, options)
+    samples = generator.make(plan.latents, plan.conditions, options.batch, options.statistics == "batch")
     out = Path(options.out)
-    _write(out, name, pictures, rows)
-    (out / f"{name}.json").write_text(json.dumps({**vars(options), "training": generator.training}, indent=2) + "\n")
-    print(f"{out / name}.png: {len(rows)} x {pictures.shape[1]} images; each alone in {out}/")
+    write = _write_vectors if generator.sampler.output == "vector" else _write_pictures
+    told = write(out, plan, samples.reshape(len(plan.rows), -1, *samples.shape[1:]))
+    described = {**vars(options), "training": generator.training}
+    (out / f"{plan.name}.json").write_text(json.dumps(described, indent=2) + "\n")
+    print(told)
     return 0
 
 
@@ -63,16 +58,18 @@ def _parser() -> argparse.ArgumentParser:
     add("source", metavar="RUN_OR_EXPORT", help="a run's folder, or what trainer.export wrote; a path or URL")
     add(
         "--classes",
-        help='names, identifiers or numbers, e.g. "tabby, 814" (default: up to ten, evenly chosen)',
+        "--conditions",
+        help='names, identifiers or numbers, e.g. "tabby, 814", or what else the method can read (default: up to ten, '
+        "evenly chosen)",
     )
-    add("--count", type=int, default=8, help="images of each class; rows of a morph or an interpolation (default: 8)")
+    add("--count", type=int, default=8, help="samples of each class; rows of a morph or an interpolation (default: 8)")
     add("--seed", type=int, default=0, help="of the latents (default: 0)")
-    add("--out", default="samples", metavar="DIR", help="folder for the pictures (default: samples)")
+    add("--out", default="samples", metavar="DIR", help="folder for the samples (default: samples)")
     add(
         "--truncation",
         type=float,
         metavar="T",
-        help="draw latent entries beyond +-T again (less variety)",
+        help="less variety: latent entries beyond +-T are drawn again (or what else the method makes of it)",
     )
     add("--statistics", choices=["evaluation", "batch"], default="evaluation", help="what batch norm normalises with")
     add("--morph", metavar='"A -> B"', help="go from class A to class B at fixed latents")
@@ -81,91 +78,136 @@ def _parser() -> argparse.ArgumentParser:
         "--steps",
         type=int,
         default=9,
-        help="images from one end of a morph or an interpolation to the other (default: 9)",
+        help="samples from one end of a morph or an interpolation to the other (default: 9)",
     )
     add("--iteration", type=int, help="which checkpoint of a run (default: the newest)")
     add("--weights", choices=["average", "plain"], help="of a run; default: the moving average if it has one")
-    add("--batch", type=int, default=50, help="images computed at a time (default: 50)")
+    add("--batch", type=int, default=50, help="samples computed at a time (default: 50)")
     add("--device", help="default: cuda where there is one, else cpu")
     return parser
 
 
-Plan = tuple[str, list[str], Tensor, Tensor]
-"""Name of the picture, names of its rows, latents [rows * columns, Z], labels or class weights for them."""
+def _check(options: argparse.Namespace) -> None:
+    if options.morph and options.interpolate:
+        raise SettingError("--morph: does not go together with --interpolate; ask for one after the other")
+    if options.morph and options.classes:
+        raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
+    for name in ("count", "steps", "batch"):
+        if getattr(options, name) < 1:
+            raise SettingError(f"--{name}: is {getattr(options, name)}; give at least 1")
+    if options.truncation is not None and options.truncation <= 0:
+        raise SettingError(f"--truncation: is {options.truncation}; give a number above 0, such as 1 or 0.5")
 
 
-def _labels(generator: Generator, text: str | None) -> list[int]:
-    if generator.model.classes == 0:
-        if text:
-            raise SettingError("--classes: this generator has no classes; leave the option out")
-        return [0]
-    if text is None:
-        rows = min(DEFAULT_ROWS, generator.model.classes)
-        return [row * generator.model.classes // rows for row in range(rows)]
+class Plan(NamedTuple):
+    """What is sampled."""
+
+    name: str
+    """Of the files."""
+    rows: list[str]
+    """The rows' captions."""
+    latents: Tensor
+    """[rows * columns, ...]."""
+    conditions: Tensor
+    """[rows * columns, ...]."""
+
+
+def _chosen(generator: Generator, text: str | None) -> Tensor:
+    """The conditions that are asked for, or some, evenly chosen: [n, ...]."""
+    conditions = generator.sampler.conditions
+    if text and isinstance(conditions, ClassConditions) and not conditions.classes:
+        raise SettingError("--classes: this generator has no classes; leave the option out")
+    if text is not None:
+        named = [_parsed(generator, "--classes", part) for part in text.split(",") if part.strip()]
+    else:
+        named = list(conditions.evenly(DEFAULT_ROWS))
+    if not named:
+        raise SettingError("--classes: names nothing, and this generator has no samples without a condition; name some")
+    return torch.stack(named)
+
+
+def _parsed(generator: Generator, option: str, text: str) -> Tensor:
     try:
-        return [generator.label(part) for part in text.split(",") if part.strip()]
+        return generator.sampler.conditions.parse(text)
     except SettingError as error:
-        raise SettingError(f"--{error}") from None
+        raise SettingError(f"{option}: {str(error).removeprefix('classes: ')}") from None
 
 
 def _classes(generator: Generator, options: argparse.Namespace) -> Plan:
-    chosen = _labels(generator, options.classes)
+    chosen = _chosen(generator, options.classes)
     latents = torch.cat([generator.latents(k, options.count, options.seed, options.truncation) for k in chosen])
-    labels = torch.tensor(chosen, device=generator.device).repeat_interleave(options.count)
-    return "grid", _row_names(generator, chosen), latents, labels
+    name = "samples" if generator.sampler.output == "vector" else "grid"
+    return Plan(name, _captions(generator, chosen), latents, chosen.repeat_interleave(options.count, 0))
 
 
 def _interpolate(generator: Generator, options: argparse.Namespace) -> Plan:
     """`count` rows per class, each on the straight line between two latent vectors."""
-    chosen = [label for label in _labels(generator, options.classes) for _ in range(options.count)]
-    pairs = 2 * options.count
-    drawn = [generator.latents(k, pairs, options.seed, options.truncation) for k in chosen[:: options.count]]
-    ends = torch.cat(drawn).view(len(chosen), 2, -1)
-    share = _shares(options.steps, generator.device)[None, :, None]
+    chosen, pairs = _chosen(generator, options.classes), 2 * options.count
+    drawn = torch.cat([generator.latents(k, pairs, options.seed, options.truncation) for k in chosen])
+    if not drawn.numel() or not drawn.is_floating_point():
+        raise SettingError("--interpolate: this generator has no latent vectors to go between; leave the option out")
+    ends = drawn.view(-1, 2, *drawn.shape[1:])
+    share = _shares(options.steps, generator.device).view(1, -1, *[1] * (drawn.dim() - 1))
     latents = (1 - share) * ends[:, :1] + share * ends[:, 1:]
-    labels = torch.tensor(chosen, device=generator.device).repeat_interleave(options.steps)
-    return "interpolation", _row_names(generator, chosen), latents.flatten(0, 1), labels
+    rows = chosen.repeat_interleave(options.count, 0)
+    conditions = rows.repeat_interleave(options.steps, 0)
+    return Plan("interpolation", _captions(generator, rows), latents.flatten(0, 1), conditions)
 
 
 def _morph(generator: Generator, options: argparse.Namespace) -> Plan:
-    """`count` rows, each one latent vector; the class weights go from A to B in equal steps."""
-    if options.classes:
-        raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
-    if generator.model.classes == 0:
+    """`count` rows, each one latent vector; the conditions go from A to B in equal steps."""
+    conditions = generator.sampler.conditions
+    if isinstance(conditions, ClassConditions) and not conditions.classes:
         raise SettingError("--morph: this generator has no classes to go between; try --interpolate")
+    if not isinstance(conditions, Mixing):
+        raise SettingError("--morph: this generator's conditions cannot be mixed; try --interpolate")
     ends = options.morph.split("->")
     if len(ends) != 2:
         raise SettingError(f'--morph: is {options.morph!r}; give two classes as "A -> B"')
-    try:
-        first, last = (generator.label(end.strip()) for end in ends)
-    except SettingError as error:
-        raise SettingError(f"--morph: {str(error).removeprefix('classes: ')}") from None
-    share = _shares(options.steps, generator.device)[:, None]
-    one_hot = F.one_hot(torch.tensor([first, last], device=generator.device), generator.model.classes).float()
-    weights = (1 - share) * one_hot[0] + share * one_hot[1]
+    first, last = (_parsed(generator, "--morph", end.strip()) for end in ends)
+    mixed = conditions.mix(first, last, _shares(options.steps, generator.device))
     latents = generator.latents(first, options.count, options.seed, options.truncation)
-    name = f"morph_{_slug(generator.name_of(first))}_{_slug(generator.name_of(last))}"
-    return name, [""] * options.count, latents.repeat_interleave(options.steps, 0), weights.repeat(options.count, 1)
+    name = f"morph_{_slug(conditions.caption(first))}_{_slug(conditions.caption(last))}"
+    rows = [""] * options.count
+    return Plan(name, rows, latents.repeat_interleave(options.steps, 0), torch.cat([mixed] * options.count))
 
 
 def _shares(steps: int, device: torch.device) -> Tensor:
     return torch.linspace(0, 1, steps, device=device)
 
 
-def _row_names(generator: Generator, labels: list[int]) -> list[str]:
-    return [generator.name_of(label) if generator.model.classes else "" for label in labels]
+def _captions(generator: Generator, conditions: Tensor) -> list[str]:
+    return [generator.sampler.conditions.caption(condition) for condition in conditions]
 
 
-def _write(out: Path, name: str, pictures: Tensor, rows: list[str]) -> None:
-    """The grid, and every image alone: pictures uint8 [rows, columns, C, H, W]."""
-    folder = out / name
+def _write_pictures(out: Path, plan: Plan, samples: Tensor) -> str:
+    """The grid, and every image alone: images [rows, columns, C, H, W] in [-1, 1]. Returns what is printed."""
+    pictures = to_uint8(samples.flatten(0, 1)).view(samples.shape)
+    folder = out / plan.name
     folder.mkdir(parents=True, exist_ok=True)
-    draw_grid(pictures, rows).save(out / f"{name}.png")
-    for row, (row_name, strip) in enumerate(zip(rows, pictures, strict=True)):
+    draw_grid(pictures, plan.rows).save(out / f"{plan.name}.png")
+    for row, (caption, strip) in enumerate(zip(plan.rows, pictures, strict=True)):
         for column, image in enumerate(strip):
-            label = f"_{_slug(row_name)}" if row_name else ""
+            label = f"_{_slug(caption)}" if caption else ""
             pixels = image.permute(1, 2, 0).squeeze(2) if image.shape[0] == 1 else image.permute(1, 2, 0)
             Image.fromarray(pixels.contiguous().numpy()).save(folder / f"{row:03d}{label}_{column:04d}.png")
+    return f"{out / plan.name}.png: {len(plan.rows)} x {pictures.shape[1]} images; each alone in {out}/"
+
+
+def _write_vectors(out: Path, plan: Plan, samples: Tensor) -> str:
+    """One file of vectors [rows * columns, D] of [rows, columns, D]. Returns what is printed: a line per sample."""
+    out.mkdir(parents=True, exist_ok=True)
+    vectors = samples.flatten(0, 1).float().cpu().numpy()
+    np.save(out / f"{plan.name}.npy", vectors)
+    captions = [caption for caption in plan.rows for _ in range(samples.shape[1])]
+    lines = [
+        f"{caption}: {_values(vector)}".removeprefix(": ") for caption, vector in zip(captions, vectors, strict=True)
+    ]
+    return "\n".join([*lines, f"{out / plan.name}.npy: {len(vectors)} samples of {vectors.shape[1]} values"])
+
+
+def _values(vector: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> str:
+    return " ".join(f"{value:.4g}" for value in vector)
 
 
 def _slug(text: str) -> str:

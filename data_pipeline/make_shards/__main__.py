@@ -10,8 +10,8 @@ from typing import Any
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.foreign_shards import index_shards
-from data_pipeline.make_shards.images import ImageOptions
-from data_pipeline.make_shards.sources.base import Source
+from data_pipeline.make_shards.images import ImageOptions, ImageSamples
+from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
 from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
@@ -42,6 +42,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _size(text: str) -> int | tuple[int, int]:
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and int(number) >= 1 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of pixels nor WIDTHxHEIGHT, as in 128 or 160x96")
+    sides = [int(number) for number in numbers]
+    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
+
+
 def _part(text: str) -> tuple[int, int]:
     first, slash, last = text.partition("/")
     if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
@@ -67,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
     image = parser.add_argument_group("images")
-    image.add_argument("--size", type=_positive, help="width and height of the samples (128; 32 for idx and cifar)")
+    image.add_argument(
+        "--size", type=_size, help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar)"
+    )
     image.add_argument(
         "--fit",
         choices=["crop", "pad", "stretch"],
@@ -86,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     image.add_argument(
         "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet and shards"
+    )
+    image.add_argument(
+        "--unlabelled",
+        action="store_true",
+        help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
     idx = parser.add_argument_group("idx and cifar")
     idx.add_argument("--split", choices=["train", "test"], default="train", help="(train)")
@@ -116,7 +131,7 @@ def _source(given: argparse.Namespace, folder: Folder, names: dict[str, str] | N
         case "imagenet":
             return imagenet_source(given.input, names)
         case _:
-            return FolderSource(folder, names)
+            return FolderSource(folder, names, flat=given.unlabelled)
 
 
 def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
@@ -129,7 +144,14 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
         if given.part:
             raise DataError("--part: shards are only indexed, which one process does; leave it out")
         return functools.partial(
-            index_shards, folder, output, names=names, jobs=jobs, dry_run=given.dry_run, overwrite=given.overwrite
+            index_shards,
+            folder,
+            output,
+            names=names,
+            labelled=not given.unlabelled,
+            jobs=jobs,
+            dry_run=given.dry_run,
+            overwrite=given.overwrite,
         )
     default = _DEFAULTS[given.source]
     options = ImageOptions(
@@ -141,6 +163,7 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
         chroma=given.chroma,
         minimum_side=given.minimum_side,
     )
+    source = _source(given, folder, names)
     exclude: frozenset[str] = frozenset()
     if given.exclude is not None:
         try:
@@ -149,9 +172,8 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
             raise DataError(f"--exclude: {given.exclude} cannot be read ({error.strerror})") from None
     return functools.partial(
         make_shards,
-        _source(given, folder, names),
+        ImageSamples(Unlabelled(source) if given.unlabelled else source, options),
         output,
-        options,
         description=given.source,
         where=folder,
         samples_per_shard=given.samples_per_shard,

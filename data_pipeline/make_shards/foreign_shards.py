@@ -21,7 +21,7 @@ from data_pipeline.make_shards import tar_scan
 from data_pipeline.make_shards.sources.class_names import named
 from data_pipeline.make_shards.workers import worker_pool
 from data_pipeline.manifest import index
-from data_pipeline.manifest.format import FILE_NAME, ClassInfo, Manifest, ShardInfo
+from data_pipeline.manifest.format import FILE_NAME, ClassInfo, ImageField, Manifest, ShardInfo
 from data_pipeline.storage.folder import Folder
 
 _BLOCK = 8 << 20
@@ -51,14 +51,14 @@ def _local_file(folder: Folder, name: str) -> Iterator[IO[bytes]]:
         return
     with tempfile.TemporaryFile() as copy:
         size = folder.size(name) or 0
-        folder.store.download(
+        folder.remote.download(
             f"{folder}/{name}", folder.path(name), size, lambda data, at: os.pwrite(copy.fileno(), data, at)
         )
         copy.seek(0)
         yield copy
 
 
-def _scan(tars: Folder, name: str, output: Folder) -> dict[str, Any]:
+def _scan(tars: Folder, name: str, output: Folder, labelled: bool) -> dict[str, Any]:
     """Index one tar; what the manifest needs of it."""
     digest, size = hashlib.sha256(), 0
     geometries: dict[str, str] = {}
@@ -67,7 +67,7 @@ def _scan(tars: Folder, name: str, output: Folder) -> dict[str, Any]:
             digest.update(block)
             size += len(block)
         file.seek(0)
-        records = tar_scan.build_index(file, f"{tars}/{name}")
+        records = tar_scan.build_index(file, f"{tars}/{name}", labelled)
         file.seek(0)
         for sample in tar_scan.samples(file, f"{tars}/{name}"):
             try:
@@ -94,6 +94,7 @@ def index_shards(
     output: Folder,
     *,
     names: dict[str, str] | None,
+    labelled: bool = True,
     jobs: int = 1,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -111,33 +112,54 @@ def index_shards(
     with tqdm(total=len(found), unit="shard", disable=None) as progress:
         if jobs == 1 or len(found) == 1:
             for name in found:
-                results.append(_scan(tars, name, output))
+                results.append(_scan(tars, name, output, labelled))
                 progress.update()
         else:
             with worker_pool(min(jobs, len(found))) as pool:
-                for result in pool.map(_scan, [tars] * len(found), found, [output] * len(found)):
+                count = len(found)
+                for result in pool.map(_scan, [tars] * count, found, [output] * count, [labelled] * count):
                     results.append(result)
                     progress.update()
-    manifest = _manifest(tars, output, results, names).with_fingerprint()
+    manifest = _manifest(tars, output, results, names, labelled).with_fingerprint()
     output.write(FILE_NAME, manifest.to_bytes())
     return manifest
 
 
-def _manifest(tars: Folder, output: Folder, results: list[dict[str, Any]], names: dict[str, str] | None) -> Manifest:
+def _manifest(
+    tars: Folder, output: Folder, results: list[dict[str, Any]], names: dict[str, str] | None, labelled: bool
+) -> Manifest:
     results = [result for result in results if result["shard"].samples]
     geometries = {key: where for result in results for key, where in result["geometries"].items()}
     sizes = {tuple(json.loads(key)[:2]): where for key, where in geometries.items()}
-    if len(sizes) != 1 or (size := next(iter(sizes)))[0] != size[1]:
+    if len(sizes) != 1:
         examples = ", ".join(f"{w}x{h} ({where})" for (w, h), where in list(sizes.items())[:2]) or "no samples at all"
         raise DataError(
-            f"INPUT: the images of {tars} are not squares of one size: {examples}; unpack them and use SOURCE folder"
+            f"INPUT: the images of {tars} are not of one size: {examples}; unpack them and use SOURCE folder"
         )
     if len({json.loads(key)[2] for key in geometries}) != 1:
         raise DataError(f"INPUT: {tars} holds grey and colour images together; unpack them and use SOURCE folder")
+    width, height = next(iter(sizes))
+    counts = _count_labels(results)
+    return Manifest(
+        classes=_classes(tars, counts, names) if labelled else (),
+        content=ImageField(int(height), int(width), int(json.loads(next(iter(geometries)))[2])),
+        shards=tuple(result["shard"] for result in results),
+        options={"source": "shards"},
+        report={"written": sum(counts.values()), "unreadable": [], "too_small": 0, "excluded": 0},
+        base="" if _same(tars, output) else _address(tars),
+    )
+
+
+def _count_labels(results: list[dict[str, Any]]) -> dict[int, int]:
     counts: dict[int, int] = {}
     for result in results:
         for label, count in zip(*result["labels"], strict=True):
             counts[int(label)] = counts.get(int(label), 0) + int(count)
+    return counts
+
+
+def _classes(tars: Folder, counts: dict[int, int], names: dict[str, str] | None) -> tuple[ClassInfo, ...]:
+    """The classes of samples with these labels. Raises DataError where names and labels do not fit together."""
     classes = len(names) if names is not None else max(counts) + 1
     if min(counts) < 0 or max(counts) >= classes:
         wrong = min(counts) if min(counts) < 0 else max(counts)
@@ -155,17 +177,7 @@ def _manifest(tars: Folder, output: Folder, results: list[dict[str, Any]], names
             "--class-names with all classes"
         )
     ids = list(names) if names is not None else [str(k) for k in range(classes)]
-    return Manifest(
-        classes=tuple(
-            ClassInfo(name, key, counts.get(label, 0)) for label, (name, key) in enumerate(named(ids, names))
-        ),
-        resolution=int(size[0]),
-        channels=int(json.loads(next(iter(geometries)))[2]),
-        shards=tuple(result["shard"] for result in results),
-        options={"source": "shards"},
-        report={"written": sum(counts.values()), "unreadable": [], "too_small": 0, "excluded": 0},
-        base="" if _same(tars, output) else _address(tars),
-    )
+    return tuple(ClassInfo(name, key, counts.get(label, 0)) for label, (name, key) in enumerate(named(ids, names)))
 
 
 def _same(a: Folder, b: Folder) -> bool:

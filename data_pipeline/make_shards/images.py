@@ -1,5 +1,5 @@
-"""From any decoded image to the square 8-bit pixels of a shard, and to its bytes. One fixed antialiased filter:
-Pillow's Lanczos."""
+"""From any decoded image to the 8-bit pixels of a sample, all of one size, and to its bytes. One fixed antialiased
+filter: Pillow's Lanczos."""
 
 import contextlib
 import io
@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image, ImageOps
+
+from data_pipeline.make_shards.sources.base import Item, Listing, Source
+from data_pipeline.manifest.format import ImageField
 
 FILTER = Image.Resampling.LANCZOS
 
@@ -28,22 +31,34 @@ class TooSmall(ValueError):
 class ImageOptions:
     """How images become samples."""
 
-    size: int
-    """Width and height of every sample."""
+    size: int | tuple[int, int]
+    """Width and height of every sample: one number for squares, else (width, height)."""
     channels: int = 3
     """1 = grey, 3 = RGB."""
     fit: Fit = "crop"
-    """crop: the centred largest square; pad: black bars (an image that fits is not resized); stretch: the
-    proportions change."""
+    """crop: the centred largest part of the samples' proportions; pad: black bars (an image that fits is not
+    resized); stretch: the proportions change."""
     encoding: Literal["jpeg", "png"] = "jpeg"
     quality: int = 95
     chroma: Chroma = "444"
     minimum_side: int = 1
     """Images whose shorter side is less are excluded."""
 
+    @property
+    def width(self) -> int:
+        """In pixels."""
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def height(self) -> int:
+        """In pixels."""
+        return self.size if isinstance(self.size, int) else self.size[1]
+
     def describe(self) -> dict[str, Any]:
         """For the manifest: what decides the bytes."""
         options = asdict(self)
+        if self.width != self.height:
+            options["size"] = f"{self.width}x{self.height}"
         if self.encoding == "png":
             del options["quality"], options["chroma"]
         options["filter"] = "lanczos"
@@ -82,30 +97,32 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def to_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """The image at size x size."""
+def to_size(image: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The image at `size` = (width, height)."""
     width, height = image.size
     if fit == "crop":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-        return image.crop(box) if side == size else image.resize((size, size), FILTER, box=box)
+        wide = width * size[1] >= height * size[0]
+        across = max(1, round(height * size[0] / size[1])) if wide else width
+        down = height if wide else max(1, round(width * size[1] / size[0]))
+        left, top = (width - across) // 2, (height - down) // 2
+        box = (left, top, left + across, top + down)
+        return image.crop(box) if (across, down) == size else image.resize(size, FILTER, box=box)
     if fit == "stretch":
-        return image.resize((size, size), FILTER)
-    if max(width, height) > size:
-        scale = size / max(width, height)
+        return image.resize(size, FILTER)
+    if width > size[0] or height > size[1]:
+        scale = min(size[0] / width, size[1] / height)
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), FILTER)
-    ground = Image.new(image.mode, (size, size))
-    ground.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    ground = Image.new(image.mode, size)
+    ground.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return ground
 
 
 def prepare(image: Image.Image, options: ImageOptions) -> npt.NDArray[np.uint8]:
-    """The sample's pixels: uint8 [size, size, channels]. Raises TooSmall, or OSError where the image is damaged."""
+    """The sample's pixels: uint8 [height, width, channels]. Raises TooSmall, or OSError where the image is damaged."""
     if min(image.size) < options.minimum_side:
         raise TooSmall(f"{image.width}x{image.height} is smaller than the minimum side {options.minimum_side}")
-    square = to_square(to_mode(image, options.channels), options.size, options.fit)
-    return np.ascontiguousarray(np.asarray(square).reshape(options.size, options.size, options.channels))
+    sized = to_size(to_mode(image, options.channels), (options.width, options.height), options.fit)
+    return np.ascontiguousarray(np.asarray(sized).reshape(options.height, options.width, options.channels))
 
 
 def encode(pixels: npt.NDArray[np.uint8], options: ImageOptions) -> bytes:
@@ -120,3 +137,34 @@ def encode(pixels: npt.NDArray[np.uint8], options: ImageOptions) -> bytes:
             pixels, options.quality, "GRAY" if grey else "RGB", "Gray" if grey else options.chroma, fastdct=False
         )
     )
+
+
+@dataclass(frozen=True)
+class ImageSamples:
+    """The samples that a source of images makes with these options. It is pickled into the worker processes."""
+
+    source: Source
+    options: ImageOptions
+
+    @property
+    def content(self) -> ImageField:
+        """What a sample is."""
+        return ImageField(self.options.height, self.options.width, self.options.channels)
+
+    @property
+    def extension(self) -> str:
+        """Of a sample's file in the tar."""
+        return "jpg" if self.options.encoding == "jpeg" else "png"
+
+    def listing(self) -> Listing:
+        """List the source. Raises DataError."""
+        return self.source.listing()
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: what decides the bytes."""
+        return self.options.describe()
+
+    def encode(self, item: Item) -> bytes:
+        """A sample's file. Raises TooSmall, DataError where the source cannot be read, and what the image's decoder
+        raises."""
+        return encode(prepare(self.source.image(item), self.options), self.options)

@@ -16,8 +16,8 @@ from PIL import Image, ImageFile
 from zlib_ng.zlib_ng import crc32
 
 from data_pipeline.errors import DataError
-from data_pipeline.make_shards.images import ImageOptions, TooSmall, encode, prepare
-from data_pipeline.make_shards.sources.base import Item, Source
+from data_pipeline.make_shards.images import TooSmall
+from data_pipeline.make_shards.sources.base import Item, Samples
 from data_pipeline.manifest import index
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -70,41 +70,64 @@ def reason(error: BaseException) -> str:
     return "not an image of a known format" if text.startswith("cannot identify image file") else text[:200]
 
 
-def write_shard(
-    source: Source, items: Sequence[tuple[int, Item]], options: ImageOptions, name: str, folder: Path
-) -> ShardResult:
-    """Write `folder`/NAME and its index from (ordinal, item) pairs; the bytes depend on the arguments alone."""
-    import webdataset  # here: it takes seconds to import, and readers do not need it
+class ShardTar:
+    """A shard that is being written: `add` its samples, then `finish`. Its bytes depend on the samples alone."""
 
-    path = folder / name
+    def __init__(self, folder: Path, name: str, extension: str) -> None:
+        import webdataset  # here: it takes seconds to import, and readers do not need it
+
+        self._folder, self._name, self._extension = folder, name, extension
+        self._rows: list[tuple[int, int, int, int]] = []
+        self._file = (folder / name).open("w+b")
+        self._hashing = _Hashing(self._file)
+        self._writer = webdataset.TarWriter(self._hashing, user="", group="", encoder=False, mtime=0, compress=False)
+
+    def add(self, key: str, content: bytes, label: int | None) -> None:
+        """Write a sample; without a label it has no `.cls` file."""
+        members: dict[str, Any] = {"__key__": key, self._extension: content}
+        if label is not None:
+            members["cls"] = str(label).encode()
+        self._writer.write(members)
+        tar = self._writer.tarstream
+        tar.members = []  # else every header stays in memory
+        # The content is the sample's last file, because webdataset sorts them, and ends with its padding.
+        begin = tar.offset + len(content) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        self._rows.append((begin, len(content), index.NO_LABEL if label is None else label, crc32(content)))
+
+    def finish(self, result: ShardResult) -> None:
+        """End the tar, write its index, and say in `result` what was written."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        packed = index.to_bytes(np.array(self._rows, dtype=index.RECORD))
+        (self._folder / result.index).write_bytes(packed)
+        result.samples, result.size = len(self._rows), (self._folder / self._name).stat().st_size
+        result.sha256, result.index_sha256 = self._hashing.sha256.hexdigest(), hashlib.sha256(packed).hexdigest()
+
+    def __enter__(self) -> "ShardTar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def write_shard(samples: Samples, items: Sequence[tuple[int, Item]], name: str, folder: Path) -> ShardResult:
+    """Write `folder`/NAME and its index from (ordinal, item) pairs; the bytes depend on the arguments alone."""
     result = ShardResult(name=name, index=name.removesuffix(".tar") + ".idx")
-    rows: list[tuple[int, int, int, int]] = []
-    extension = "jpg" if options.encoding == "jpeg" else "png"
-    with path.open("w+b") as file:
-        hashing = _Hashing(file)
-        with webdataset.TarWriter(hashing, user="", group="", encoder=False, mtime=0, compress=False) as writer:
-            for ordinal, item in items:
-                try:
-                    sample = encode(prepare(source.image(item), options), options)
-                except DataError:  # the source cannot be read at all: no property of this image
-                    raise
-                except TooSmall:
-                    result.too_small += 1
-                    continue
-                except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                    result.unreadable.append((item.name, reason(error)))
-                    continue
-                writer.write({"__key__": f"{ordinal:08d}", extension: sample, "cls": str(item.label).encode()})
-                writer.tarstream.members = []  # else every header stays in memory
-                # The image is the sample's last file, and ends with its padding.
-                begin = writer.tarstream.offset + len(sample) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-                rows.append((begin, len(sample), item.label, crc32(sample)))
+    with ShardTar(folder, name, samples.extension) as tar:
+        for ordinal, item in items:
+            try:
+                content = samples.encode(item)
+            except DataError:  # the source cannot be read at all: no property of this sample
+                raise
+            except TooSmall:
+                result.too_small += 1
+                continue
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                result.unreadable.append((item.name, reason(error)))
+                continue
+            tar.add(f"{ordinal:08d}", content, item.label)
+            if item.label is not None:
                 result.labels[item.label] = result.labels.get(item.label, 0) + 1
-        file.flush()
-        os.fsync(file.fileno())
-        result.size = path.stat().st_size
-    packed = index.to_bytes(np.array(rows, dtype=index.RECORD))
-    (folder / result.index).write_bytes(packed)
-    result.samples, result.sha256 = len(rows), hashing.sha256.hexdigest()
-    result.index_sha256 = hashlib.sha256(packed).hexdigest()
+        tar.finish(result)
     return result

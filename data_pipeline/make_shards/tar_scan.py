@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest.index import RECORD, Records
+from data_pipeline.manifest.index import NO_LABEL, RECORD, Records
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 _LABEL_FIELDS = ("label", "cls", "class", "class_id")
@@ -82,11 +82,15 @@ def samples(file: IO[bytes], name: str) -> Iterator[TarSample]:
         yield TarSample(key, image[0], image[1], label)
 
 
-def build_index(file: IO[bytes], name: str) -> Records:
-    """The index of a tar of images with labels. Raises DataError."""
+def build_index(file: IO[bytes], name: str, labelled: bool = True) -> Records:
+    """The index of a tar of images; their labels are passed over where they are not wanted. Raises DataError."""
     rows = []
     for sample in samples(file, name):
-        if sample.label is None:
-            raise DataError(f"{name}: sample {sample.key} has no .cls file and no class number in a .json file")
-        rows.append((sample.offset, len(sample.data), sample.label, zlib.crc32(sample.data)))
+        if labelled and sample.label is None:
+            raise DataError(
+                f"{name}: sample {sample.key} has no .cls file and no class number in a .json file; add it, or give "
+                "--unlabelled"
+            )
+        label = sample.label if labelled and sample.label is not None else NO_LABEL
+        rows.append((sample.offset, len(sample.data), label, zlib.crc32(sample.data)))
     return np.array(rows, dtype=RECORD)

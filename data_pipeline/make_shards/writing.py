@@ -14,16 +14,16 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
-from data_pipeline.make_shards.images import ImageOptions
 from data_pipeline.make_shards.shard_writer import ShardResult, write_shard
-from data_pipeline.make_shards.sources.base import Item, Listing, Source
+from data_pipeline.make_shards.sources.base import Item, Listing, Samples
 from data_pipeline.make_shards.workers import worker_pool
-from data_pipeline.manifest.format import FILE_NAME, ClassInfo, Manifest, ShardInfo, parse_manifest
+from data_pipeline.manifest.format import FILE_NAME, ClassInfo, Content, Manifest, ShardInfo, parse_manifest
 from data_pipeline.reading import order
 from data_pipeline.storage.folder import Folder
 
@@ -32,14 +32,14 @@ _PURPOSE = 2  # of the order's keys: neither samples (0) nor shards (1) of an ep
 
 
 class Plan:
-    """Which items go into which shard; the digest covers the listing and the options."""
+    """Which items go into which shard; the digest covers the listing and the options that decide the bytes."""
 
-    def __init__(self, listing: Listing, options: ImageOptions, samples_per_shard: int, description: str) -> None:
-        self.listing = listing
+    def __init__(self, listing: Listing, options: dict[str, Any], samples_per_shard: int, description: str) -> None:
+        self.listing, self.options = listing, options
         shuffled = np.argsort(order.keys(0, 0, _PURPOSE, len(listing.items)), kind="stable").tolist()
         self.shards = [shuffled[i : i + samples_per_shard] for i in range(0, len(shuffled), samples_per_shard)]
         digest = hashlib.sha256()
-        digest.update(json.dumps([description, options.describe(), samples_per_shard, listing.classes]).encode())
+        digest.update(json.dumps([description, options, samples_per_shard, listing.classes]).encode())
         for item in listing.items:
             digest.update(repr(tuple(item)).encode())
         self.digest = digest.hexdigest()
@@ -52,16 +52,14 @@ class Plan:
         return f"shard-{shard:05d}.tar"
 
 
-def _write(
-    source: Source, items: list[tuple[int, Item]], options: ImageOptions, name: str, output: Folder
-) -> ShardResult:
+def _write(samples: Samples, items: list[tuple[int, Item]], name: str, output: Folder) -> ShardResult:
     """One unit of work: a shard, its index and the record that it is finished, in this order."""
     near = output.local
     with _writing(f"{output}/{name}"):
         if near is not None:
             near.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=near) as temporary:
-            result = write_shard(source, items, options, name, Path(temporary))
+            result = write_shard(samples, items, name, Path(temporary))
             output.put(Path(temporary, result.index), result.index)
             output.put(Path(temporary, name), name)
             output.write(f"{_PROGRESS}/{name}.json", result.to_bytes())
@@ -113,20 +111,18 @@ def _sweep(output: Folder) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _run(
-    plan: Plan, source: Source, options: ImageOptions, output: Folder, todo: list[int], jobs: int
-) -> Iterator[tuple[int, ShardResult]]:
+def _run(plan: Plan, samples: Samples, output: Folder, todo: list[int], jobs: int) -> Iterator[tuple[int, ShardResult]]:
     """Write the shards in `todo`; results come as they are finished."""
     if jobs == 1 or len(todo) <= 1:
         for shard in todo:
-            yield shard, _write(source, plan.items(shard), options, plan.name(shard), output)
+            yield shard, _write(samples, plan.items(shard), plan.name(shard), output)
         return
     with worker_pool(min(jobs, len(todo))) as pool:
         waiting = iter(todo)
         running: dict[Future[ShardResult], int] = {}
         while True:
             for shard in waiting:
-                work = pool.submit(_write, source, plan.items(shard), options, plan.name(shard), output)
+                work = pool.submit(_write, samples, plan.items(shard), plan.name(shard), output)
                 running[work] = shard
                 if len(running) >= 2 * jobs:
                     break
@@ -140,7 +136,9 @@ def check_classes(listing: Listing, where: object) -> None:
     """Refuse what is nearly always a mistake. Raises DataError."""
     if not listing.items:
         raise DataError(f"INPUT: {where} holds no images; check the path")
-    counts = np.bincount([item.label for item in listing.items], minlength=len(listing.classes))
+    if not listing.classes:
+        return
+    counts = np.bincount([item.label or 0 for item in listing.items], minlength=len(listing.classes))
     if np.count_nonzero(counts) < 2:
         raise DataError(
             f"INPUT: all {len(listing.items)} images of {where} belong to one class; a class-conditional model "
@@ -154,9 +152,8 @@ def check_classes(listing: Listing, where: object) -> None:
 
 
 def make_shards(
-    source: Source,
+    samples: Samples,
     output: Folder,
-    options: ImageOptions,
     *,
     description: str,
     where: object,
@@ -177,18 +174,18 @@ def make_shards(
         raise DataError(
             "--part: the parts would remove each other's shards; use an empty OUTPUT instead of --overwrite"
         )
-    listing = source.listing()
+    listing = samples.listing()
     if unknown := exclude - {item.name for item in listing.items}:
         raise DataError(
             f"--exclude: {sorted(unknown)[0]} is not in INPUT ({len(unknown)} such names); correct the list"
         )
     kept = listing._replace(items=[item for item in listing.items if item.name not in exclude])
     check_classes(kept, where)
-    plan = Plan(kept, options, samples_per_shard, description)
+    plan = Plan(kept, samples.describe(), samples_per_shard, description)
     print(
-        f"{len(kept.items)} images of {len(kept.classes)} classes -> {len(plan.shards)} shards of up to "
-        f"{samples_per_shard} "
-        f"at {options.size}x{options.size}, {options.encoding}, in {output}",
+        f"{len(kept.items)} {samples.content.name}s "
+        f"{f'of {len(kept.classes)} classes' if kept.classes else 'without classes'} -> "
+        f"{len(plan.shards)} shards of up to {samples_per_shard}: {samples.content}, {samples.extension}, in {output}",
         file=sys.stderr,
     )
     if dry_run:
@@ -210,7 +207,7 @@ def make_shards(
     todo = [shard for shard in range(first, len(plan.shards), step) if shard not in results]
     with tqdm(total=len(kept.items), unit="image", smoothing=0.05, disable=None) as progress:
         progress.update(sum(len(plan.shards[shard]) for shard in results))
-        for shard, result in _run(plan, source, options, output, todo, jobs):
+        for shard, result in _run(plan, samples, output, todo, jobs):
             results[shard] = result
             progress.update(len(plan.shards[shard]))
             _check_unreadable(results, allowed, max_unreadable)
@@ -221,9 +218,8 @@ def make_shards(
             file=sys.stderr,
         )
         return None
-    manifest = _manifest(
-        plan, [results[k] for k in range(len(plan.shards))], options, len(listing.items) - len(kept.items)
-    )
+    excluded = len(listing.items) - len(kept.items)
+    manifest = _manifest(plan, [results[k] for k in range(len(plan.shards))], samples.content, excluded)
     with _writing(f"{output}/{FILE_NAME}"):
         output.write(FILE_NAME, manifest.to_bytes())
     output.remove(_PROGRESS)
@@ -242,21 +238,22 @@ def _check_unreadable(results: dict[int, ShardResult], allowed: float, share: fl
         )
 
 
-def _manifest(plan: Plan, results: list[ShardResult], options: ImageOptions, excluded: int) -> Manifest:
+def _manifest(plan: Plan, results: list[ShardResult], content: Content, excluded: int) -> Manifest:
     counts = [sum(result.labels.get(label, 0) for result in results) for label in range(len(plan.listing.classes))]
     if 0 in counts:
         name = plan.listing.classes[counts.index(0)][0]
         raise DataError(
             f"INPUT: no image of class {name} could be used; see the minimum side and the unreadable images"
         )
+    if not any(result.samples for result in results):
+        raise DataError("INPUT: no image could be used; see the minimum side and the unreadable images")
     return Manifest(
         classes=tuple(ClassInfo(name, key, n) for (name, key), n in zip(plan.listing.classes, counts, strict=True)),
-        resolution=options.size,
-        channels=options.channels,
+        content=content,
         shards=tuple(
             ShardInfo(r.name, r.samples, r.size, r.sha256, r.index, r.index_sha256) for r in results if r.samples
         ),
-        options=options.describe(),
+        options=plan.options,
         report={
             "listed": len(plan.listing.items) + excluded,
             "excluded": excluded,

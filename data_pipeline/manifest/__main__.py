@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.manifest.format import Manifest, ShardInfo, load_index, load_manifest
+from data_pipeline.manifest import index
+from data_pipeline.manifest.format import FILE_NAME, Manifest, ShardInfo, load_index, load_manifest
 from data_pipeline.storage.folder import Folder
 
 _BLOCK = 1 << 23
@@ -19,9 +20,8 @@ _BARS = 40
 
 def describe(manifest: Manifest) -> Iterator[str]:
     """The lines of `manifest show`."""
-    colour = {1: "grey", 3: "RGB"}[manifest.channels]
-    size = f"{manifest.resolution}x{manifest.resolution} {colour}"
-    yield f"{manifest.samples} samples of {len(manifest.classes)} classes, {size}"
+    classes = f"of {len(manifest.classes)} classes" if manifest.labelled else "without classes"
+    yield f"{manifest.samples} samples {classes}, {manifest.content}"
     yield f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; fingerprint {manifest.fingerprint}"
     report = {k: v for k, v in manifest.report.items() if k != "unreadable"}
     yield "made with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.options.items()))
@@ -31,6 +31,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield "shards:"
     for shard in manifest.shards:
         yield f"  {shard.name}  {shard.samples} samples  {shard.bytes} bytes  sha256 {shard.sha256[:16]}"
+    if not manifest.labelled:
+        return
     yield "classes (number, id, name, samples):"
     most = max(entry.samples for entry in manifest.classes)
     width = max(len(entry.name) for entry in manifest.classes)
@@ -47,11 +49,13 @@ def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int
         records = load_index(folder, shard)
     except DataError as error:
         return [str(error)], counts
-    if len(records) and not (records["label"].min() >= 0 and records["label"].max() < classes):
-        return [
-            f"{folder}/{shard.index}: labels reach {records['label'].max()}, the manifest has {classes} classes"
-        ], counts
-    counts += np.bincount(records["label"], minlength=classes)
+    labels = records["label"]
+    if classes and len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+        return [f"{folder}/{shard.index}: labels reach {labels.max()}, the manifest has {classes} classes"], counts
+    if not classes and (labels != index.NO_LABEL).any():
+        return [f"{folder}/{shard.index}: holds labels, the manifest has no classes"], counts
+    if classes:
+        counts += np.bincount(labels, minlength=classes)
     problems = []
     try:
         size = shards.size(shard.name)
@@ -67,7 +71,7 @@ def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int
                 if zlib.crc32(shards.read_range(shard.name, int(record["offset"]), int(record["size"])))
                 != record["crc32"]
             ]
-            which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no image is damaged"
+            which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no sample is damaged"
             more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
             problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
     except DataError as error:
@@ -105,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `... | head` ends quietly
     try:
+        if not (folder := Folder(given.url)).exists(FILE_NAME):
+            raise DataError(f"URL: {folder} holds no {FILE_NAME}; give the folder that make_shards wrote")
         if given.action == "show":
             print("\n".join(describe(load_manifest(given.url))))
             return 0

@@ -1,7 +1,8 @@
-"""The binary index beside each shard: where every sample's image lies in the tar, its label, and its CRC32.
+"""The binary index of each shard: where every sample's content is in the tar, its label, and its CRC32.
 
-Layout, little-endian: 8 bytes `MENAGIDX`, uint32 version (1), uint32 count, then `count` records of 20 bytes
-(uint64 offset of the image's bytes in the tar, uint32 size, int32 label, uint32 CRC32 of the image's bytes).
+The content is an image's file, or a vector's `.npy` file. Layout, little-endian: 8 bytes `MENAGIDX`, uint32 version
+(1), uint32 count, then `count` records of 20 bytes (uint64 offset of the content's bytes in the tar, uint32 size, int32
+label, uint32 CRC32 of the content's bytes). The label is -1 where the samples have no class.
 """
 
 import struct
@@ -13,6 +14,7 @@ from data_pipeline.errors import DataError
 
 MAGIC = b"MENAGIDX"
 VERSION = 1
+NO_LABEL = -1
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4"), ("crc32", "<u4")])
 _HEADER = struct.Struct("<8sII")
 

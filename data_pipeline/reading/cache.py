@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from data_pipeline.errors import DataError
 from data_pipeline.storage.retrying import Counters
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("menagerie.data")
 
 Writer = Callable[[bytes, int], object]
 _BLOCK = 1 << 20
@@ -76,10 +76,10 @@ def _sha256(fd: int) -> str:
 
 
 class Cache:
-    """`limit`: bytes that all shards in the folder may take together."""
+    """`limit`: bytes that all shards in the folder may take together; `section`: of the settings, for errors."""
 
-    def __init__(self, folder: Path, limit: int, counters: Counters) -> None:
-        self.folder, self.limit, self.counters = folder, limit, counters
+    def __init__(self, folder: Path, limit: int, counters: Counters, section: str = "data") -> None:
+        self.folder, self.limit, self.counters, self.section = folder, limit, counters, section
         self._make_folder()
 
     def _make_folder(self) -> None:
@@ -88,10 +88,10 @@ class Cache:
             owner = self.folder.stat().st_uid
         except OSError as error:
             raise DataError(
-                f"data.cache_dir: {self.folder} cannot be made ({error.strerror}); choose another"
+                f"{self.section}.cache_dir: {self.folder} cannot be made ({error.strerror}); choose another"
             ) from None
         if owner not in (os.getuid(), 0):
-            raise DataError(f"data.cache_dir: {self.folder} belongs to another user; choose another")
+            raise DataError(f"{self.section}.cache_dir: {self.folder} belongs to another user; choose another")
 
     def _path(self, sha256: str, kind: str) -> Path:
         return self.folder / f"{sha256}.{kind}"
@@ -155,11 +155,11 @@ class Cache:
                 raise self._unusable(error) from None
             if view is not None:
                 return view
-        raise DataError(f"data.cache_dir: {self.folder} is emptied by somebody all the time; choose another")
+        raise DataError(f"{self.section}.cache_dir: {self.folder} is emptied by somebody all the time; choose another")
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(
-            f"data.cache_dir: {self.folder} cannot be written ({error.strerror}); mend it or choose another"
+            f"{self.section}.cache_dir: {self.folder} cannot be written ({error.strerror}); mend it or choose another"
         )
 
     def _mark(self, sha256: str, fd: int, what: str, room: _Room) -> None:
@@ -244,10 +244,10 @@ class Cache:
     def _full(self, what: str, size: int) -> NoRoom:
         free = shutil.disk_usage(self.folder).free
         return NoRoom(
-            f"data.cache_dir: no room in {self.folder} for {what} ({size} bytes more; {free} bytes are free on "
+            f"{self.section}.cache_dir: no room in {self.folder} for {what} ({size} bytes more; {free} bytes are free on "
             "the disk, "
-            f"data.cache_bytes is {self.limit}), and all shards in it are in use; give it more room, "
-            "or set a smaller data.shuffle_window"
+            f"{self.section}.cache_bytes is {self.limit}), and all shards in it are in use; give it more room, "
+            f"or set a smaller {self.section}.shuffle_window"
         )
 
     @contextlib.contextmanager

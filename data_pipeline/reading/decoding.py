@@ -7,13 +7,14 @@ queues that are written in C, so a thread takes no lock of Python's and makes no
 import threading
 from collections.abc import Iterable, Sequence
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from zlib_ng.zlib_ng import crc32  # zlib's polynomial, four to five times as fast as zlib's
 
 from data_pipeline.errors import DataError
-from data_pipeline.reading.decode import Pixels, decode_into
+from data_pipeline.reading.decode import Decode
 from data_pipeline.reading.order import Ids
 from data_pipeline.storage.retrying import Counters
 
@@ -31,8 +32,8 @@ class Shards(Protocol):
 class Piece(NamedTuple):
     """Samples for one thread: where each lies, and the row that it goes to."""
 
-    rows: Sequence[Pixels]
-    """One uint8 [H, W, C] each."""
+    rows: Sequence[npt.NDArray[Any]]
+    """One uint8 [H, W, C] or float32 [D] each."""
     places: Ids
     """Of each sample in its shard, for errors."""
     shards: Ids
@@ -44,10 +45,10 @@ class Piece(NamedTuple):
 
 
 class Decoder:
-    """`threads` threads that work on the pieces put to them, in that order."""
+    """`threads` threads that work on the pieces put to them, in that order; `decode` is for the samples' content."""
 
-    def __init__(self, shards: Shards, threads: int, counters: Counters) -> None:
-        self._shards, self._counters = shards, counters
+    def __init__(self, shards: Shards, decode: Decode, threads: int, counters: Counters) -> None:
+        self._shards, self._decode_into, self._counters = shards, decode, counters
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._work, name=f"decode-{number}", daemon=True) for number in range(threads)
@@ -70,7 +71,7 @@ class Decoder:
             del piece  # an idle thread keeps no batch in memory
 
     def _decode(self, piece: Piece) -> None:
-        read = self._shards.read
+        read, decode_into = self._shards.read, self._decode_into
         wanted = zip(piece.rows, piece.shards.tolist(), piece.offsets, piece.sizes, piece.crc32s, strict=True)
         for number, (row, shard, offset, size, crc) in enumerate(wanted):
             data = read(shard, offset, size)
@@ -78,7 +79,7 @@ class Decoder:
                 data = self._read_again(shard, offset, size, crc, piece.places[number])
             try:
                 decode_into(data, row)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # decoders of damaged bytes raise anything
                 raise DataError(
                     f"{self._shards.name(shard)}: sample {piece.places[number]} at byte {offset} cannot be decoded "
                     f"({error}); make the shard again"

@@ -14,8 +14,12 @@ may be shorter), and the samples of each window are sorted by their keys.
 Epoch e of N samples is cut into one contiguous segment per replica: replica c of R has the places [c*N//R,
 (c+1)*N//R). A replica's stream is the endless concatenation of its segments of epoch 0, 1, 2, ..., so position p of
 replica c is found by arithmetic.
+
+A run may read several sources by name. The source `data` is ordered by the run's seed; any other source by the first
+8 bytes, little-endian, of the SHA-256 of the text `SEED NAME`, so two sources of one size do not share a permutation.
 """
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -26,6 +30,8 @@ import numpy.typing as npt
 from data_pipeline.errors import DataError
 
 Ids = npt.NDArray[np.int64]
+
+MAIN_SOURCE = "data"
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -59,27 +65,43 @@ def keys(seed: int, epoch: int, purpose: int, count: int) -> npt.NDArray[np.uint
     return mix(x)
 
 
+def source_seed(seed: int, name: str) -> int:
+    """The seed of the order of the source called `name`, in a run with the seed `seed`."""
+    if name == MAIN_SOURCE:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
+
+
 class Order:
-    """Which sample stands at which position of which replica's stream.
+    """Which sample is at which position of which replica's stream.
 
     Samples have global ids: shard k's samples are `sum(shard_sizes[:k]) + 0, 1, ...`, in the order of its index.
     Threads may share one Order.
     """
 
     def __init__(
-        self, shard_sizes: Sequence[int], *, seed: int, replicas: int = 1, shuffle_window: int | None = None
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        seed: int,
+        replicas: int = 1,
+        shuffle_window: int | None = None,
+        section: str = "data",
     ) -> None:
+        """`section`: the settings' section of the source, for errors. Raises DataError."""
         self.sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.starts: Ids = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.samples = int(self.starts[-1])
         self.seed, self.replicas, self.window = int(seed), int(replicas), shuffle_window
         if self.replicas < 1 or self.samples < self.replicas:
             raise DataError(
-                f"batch.replicas: {self.replicas} replicas cannot share {self.samples} samples; "
+                f"batch.replicas: {self.replicas} replicas cannot share the {self.samples} samples of {section}.shards; "
                 "each needs at least one sample per epoch, so use fewer replicas or more data"
             )
         if self.window is not None and self.window < 1:
-            raise DataError(f"data.shuffle_window: {self.window} is not a number of samples; use 1 or more, or null")
+            raise DataError(
+                f"{section}.shuffle_window: {self.window} is not a number of samples; use 1 or more, or null"
+            )
         self._epochs: OrderedDict[int, Ids] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -11,7 +11,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.reading.cache import Cache, NoRoom, Writer
 from data_pipeline.storage.folder import Folder
-from data_pipeline.storage.retrying import Counters, Stopped, Store
+from data_pipeline.storage.retrying import Counters, RetryingFileSystem, Stopped
 
 _FETCHERS = 2  # shards at a time; each is fetched in several ranges at a time
 _REFETCHES = 2
@@ -31,7 +31,8 @@ class RemoteShards:
 
     def __init__(self, folder: Folder, manifest: Manifest, cache: Cache, counters: Counters) -> None:
         self._folder, self._shards, self._cache, self._counters = folder, manifest.shards, cache, counters
-        self._store = Store(folder.fs, folder.limits, counters)
+        self._section = manifest.section
+        self._remote = RetryingFileSystem(folder.fs, folder.limits, counters)
         self._lock = threading.Condition()
         self._mapped: dict[int, memoryview] = {}
         self._demanded: dict[int, Future[memoryview]] = {}
@@ -68,7 +69,7 @@ class RemoteShards:
     def _demand(self, shard: int) -> memoryview:
         with self._lock:
             if self._closed:
-                raise DataError("data: the stream is closed")
+                raise self._is_closed()
             if (view := self._mapped.get(shard)) is not None:
                 return view
             if (future := self._demanded.get(shard)) is None:
@@ -110,7 +111,7 @@ class RemoteShards:
             try:
                 view = self._obtain(shard, ahead=future is None)
             except BaseException as error:
-                failure = DataError("data: the stream is closed") if isinstance(error, Stopped) else error
+                failure = self._is_closed() if isinstance(error, Stopped) else error
                 self._end(shard, failure=None if future is None and isinstance(error, NoRoom) else failure)
             else:
                 self._end(shard, view)
@@ -138,7 +139,7 @@ class RemoteShards:
         what, path = self.name(shard), self._folder.path(info.name)
 
         def fetch(write: Writer) -> None:
-            self._store.download(what, path, info.bytes, write)
+            self._remote.download(what, path, info.bytes, write)
 
         with self._lock:
             keep = [self._shards[k].sha256 for k in self._planned]
@@ -160,6 +161,9 @@ class RemoteShards:
             del self._mapped[max(self._mapped, key=lambda shard: self._planned.get(shard, len(self._planned)))]
             return True
 
+    def _is_closed(self) -> DataError:
+        return DataError(f"{self._section}: the stream is closed")
+
     def close(self) -> None:
         """Stop fetching and let go of the shards."""
         with self._lock:
@@ -168,8 +172,8 @@ class RemoteShards:
             waiting = list(self._demanded.values())
             self._demanded.clear()
         for future in waiting:
-            future.set_exception(DataError("data: the stream is closed"))
-        self._store.stop.set()
+            future.set_exception(self._is_closed())
+        self._remote.stop.set()
         for thread in self._threads:
             thread.join(timeout=5)
         self._mapped.clear()

@@ -24,25 +24,31 @@ def class_numbers(manifest: Manifest, selection: Classes) -> list[int]:
     count = len(manifest.classes)
     if selection is None:
         return list(range(count))
+    if not manifest.labelled:
+        raise DataError(f"{manifest.section}.classes: the samples of these shards have no class; leave it out")
     if isinstance(selection, str) and (match := _SPLIT.fullmatch(selection.strip())):
         part, parts = int(match[1]), int(match[2])
         if not 1 <= part <= parts <= count:
-            raise DataError(f"data.classes: {selection!r} is none of the splits 1 to n of at most {count} classes")
+            raise DataError(
+                f"{manifest.section}.classes: {selection!r} is none of the splits 1 to n of at most {count} classes"
+            )
         return list(range((part - 1) * count // parts, part * count // parts))
     wanted = [selection] if isinstance(selection, str) else list(selection)
     numbers = [_number(manifest, entry) for entry in wanted]
     if not numbers:
-        raise DataError("data.classes: selects no class; leave it out to use all of them")
+        raise DataError(f"{manifest.section}.classes: selects no class; leave it out to use all of them")
     for entry, number in zip(wanted, numbers, strict=True):
         if numbers.count(number) > 1:
-            raise DataError(f"data.classes: {entry!r} is selected twice; name each class once")
+            raise DataError(f"{manifest.section}.classes: {entry!r} is selected twice; name each class once")
     return sorted(numbers)
 
 
 def _number(manifest: Manifest, entry: int | str) -> int:
     if isinstance(entry, int):
         if not 0 <= entry < len(manifest.classes):
-            raise DataError(f"data.classes: {entry} is not a class number; they are 0..{len(manifest.classes) - 1}")
+            raise DataError(
+                f"{manifest.section}.classes: {entry} is not a class number; they are 0..{len(manifest.classes) - 1}"
+            )
         return entry
     for place in (1, 0):  # an id is unique; a name may not be
         found = [number for number, info in enumerate(manifest.classes) if info[place] == entry]
@@ -50,11 +56,13 @@ def _number(manifest: Manifest, entry: int | str) -> int:
             return found[0]
         if found:
             ids = ", ".join(manifest.classes[number].id for number in found)
-            raise DataError(f"data.classes: {entry!r} is the name of {len(found)} classes ({ids}); give the id")
+            raise DataError(
+                f"{manifest.section}.classes: {entry!r} is the name of {len(found)} classes ({ids}); give the id"
+            )
     known = [text for info in manifest.classes for text in (info.name, info.id)]
     near = difflib.get_close_matches(entry, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "; see `python -m data_pipeline.manifest show`"
-    raise DataError(f"data.classes: there is no class {entry!r}{hint}")
+    raise DataError(f"{manifest.section}.classes: there is no class {entry!r}{hint}")
 
 
 def select_classes(manifest: Manifest, selection: Classes) -> Manifest:
@@ -73,12 +81,12 @@ def select_classes(manifest: Manifest, selection: Classes) -> Manifest:
 
 def select_records(records: Sequence[Records], numbers: Sequence[int], classes: int) -> tuple[Records, list[int], Ids]:
     """The selected samples of all shards: their records with new labels, [selected]; how many each shard has; and the
-    place of each in its shard, int64 [selected]."""
+    place of each in its shard, int64 [selected]. Without classes all samples are selected."""
     relabel = np.full(classes, -1, dtype=np.int32)
     relabel[list(numbers)] = np.arange(len(numbers))
     parts, sizes, places = [], [], []
     for shard in records:
-        labels = relabel[shard["label"]]
+        labels = relabel[shard["label"]] if classes else np.zeros(len(shard), dtype=np.int32)
         keep = np.flatnonzero(labels >= 0)
         part = shard[keep]
         part["label"] = labels[keep]

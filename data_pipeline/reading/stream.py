@@ -1,11 +1,15 @@
-"""The stream of real batches: positions in, uint8 images out, the same for any number of threads and processes."""
+"""The stream of real batches: positions in, named fields out, the same for any number of threads and processes.
+
+A batch is the n samples of each replica from position p on; the next one begins at p + n, and n may change from batch
+to batch. Where a run starts is one number, `first_position`.
+"""
 
 import collections
 import os
 import re
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -13,17 +17,17 @@ from types import TracebackType
 from typing import Annotated, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import index
 from data_pipeline.manifest.format import Manifest, load_index, load_manifest
+from data_pipeline.reading.batches import Batch, Slots
 from data_pipeline.reading.cache import Cache
-from data_pipeline.reading.decode import Pixels
+from data_pipeline.reading.decode import DECODERS
 from data_pipeline.reading.decoding import Decoder, Piece, Shards
-from data_pipeline.reading.order import Ids, Order
+from data_pipeline.reading.order import MAIN_SOURCE, Ids, Order, source_seed
 from data_pipeline.reading.remote_shards import RemoteShards, default_cache_dir
 from data_pipeline.reading.selection import class_numbers, select_classes, select_records
 from data_pipeline.reading.shard_files import LocalShards
@@ -55,7 +59,7 @@ def parse_bytes(value: object) -> object:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class DataConfig:
-    """Where the real images come from, and how they are read."""
+    """Where the real samples come from, and how they are read."""
 
     shards: str
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
@@ -80,37 +84,8 @@ class DataConfig:
     """Mirror each sample with probability 1/2, on the device, keyed by the sample."""
 
 
-class Batch(NamedTuple):
-    """One batch of every replica that this process holds; the memory is valid until the next-but-one `next`."""
-
-    images: torch.Tensor
-    """uint8 [held, batch_size, H, W, C], 0..255."""
-    labels: torch.Tensor
-    """int64 [held, batch_size], 0..classes-1."""
-    positions: torch.Tensor
-    """int64 [held, batch_size]: the position of each sample in its replica's stream."""
-
-
-class _Slot:
-    """One of the reused batches."""
-
-    def __init__(self, held: int, batch_size: int, resolution: int, channels: int, pin_memory: bool) -> None:
-        def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-
-        self.batch = Batch(
-            images=empty(held, batch_size, resolution, resolution, channels, dtype=torch.uint8),
-            labels=empty(held, batch_size, dtype=torch.int64),
-            positions=empty(held, batch_size, dtype=torch.int64),
-        )
-        self.pixels: Pixels = self.batch.images.numpy().reshape(held * batch_size, resolution, resolution, channels)
-        self.rows = list(self.pixels)
-        self.labels: Ids = self.batch.labels.numpy()
-        self.positions: Ids = self.batch.positions.numpy()
-
-
 class _Block(NamedTuple):
-    """What several consecutive batches hold, looked up at once: shape [batches, samples of a batch]."""
+    """The samples of consecutive positions, looked up at once: arrays [held, positions]."""
 
     first: int
     records: index.Records
@@ -118,9 +93,18 @@ class _Block(NamedTuple):
     shards: Ids
 
 
+class _Pending(NamedTuple):
+    """A batch under way: it is finished when `ended` holds as many entries as it has `pieces`."""
+
+    batch: Batch
+    position: int
+    ended: SimpleQueue[BaseException | None]
+    pieces: int
+
+
 class Stream:
-    """Consecutive batches from `first_batch` on, without end. Batch n of replica c holds the stream positions
-    [n * batch_size, (n + 1) * batch_size) of c. A fault of the data raises DataError from `next`."""
+    """Consecutive batches from a position on; ends after the last of `sizes`. A fault of the data raises DataError
+    from `next`."""
 
     def __init__(
         self,
@@ -131,8 +115,8 @@ class Stream:
         shards: Shards,
         *,
         held: Sequence[int],
-        batch_size: int,
-        first_batch: int = 0,
+        sizes: Iterable[int],
+        first_position: int = 0,
         decode_threads: int = 2,
         prefetch_batches: int = 4,
         pin_memory: bool = False,
@@ -143,25 +127,21 @@ class Stream:
         """`records` and `places` (in their shards): of the samples that the order counts. `horizon`: positions of
         each replica that the shards are told of in advance (0: none), `ahead_bytes`: how much of it."""
         self.manifest = manifest
+        self.seed = order.seed
         self.wait_seconds = 0.0
         self._records, self._places, self._order, self._shards = records, places, order, shards
-        self._held, self._batch_size = tuple(held), batch_size
-        self._next_batch = first_batch
-        self._prefetch = prefetch_batches
+        self._held, self._sizes = tuple(held), iter(sizes)
+        self._position = first_position
+        self._prefetch, self._threads = prefetch_batches, decode_threads
         # The consumer may hold two batches (the one it works on and the one before, whose copy may be under way).
-        self._slots = [
-            _Slot(len(self._held), batch_size, manifest.resolution, manifest.channels, pin_memory)
-            for _ in range(prefetch_batches + 2)
-        ]
-        self._submitted = 0
-        self._pending: collections.deque[tuple[_Slot, SimpleQueue[BaseException | None], int]] = collections.deque()
+        self._slots = Slots(manifest, len(self._held), prefetch_batches + 2, pin_memory)
+        self._pending: collections.deque[_Pending] = collections.deque()
         self._counters = counters or Counters()
-        self._block = _Block(0, records[:0], places[:0], places[:0])
-        share = -(-batch_size * len(self._held) // decode_threads)
-        self._piece = min(max(share, _PIECE.start), _PIECE.stop - 1)
+        nothing = np.empty((len(self._held), 0), dtype=np.int64)
+        self._block = _Block(0, np.empty(nothing.shape, dtype=index.RECORD), nothing, nothing)
         self._horizon, self._ahead_bytes = horizon, ahead_bytes
-        self._plan_again_at = first_batch
-        self._decoder = Decoder(shards, decode_threads, self._counters)
+        self._plan_again_at = first_position
+        self._decoder = Decoder(shards, DECODERS[manifest.content.name], decode_threads, self._counters)
         self._finalizer = weakref.finalize(self, self._decoder.close)  # also when it is dropped, and at exit
         self._closed = False
 
@@ -170,60 +150,79 @@ class Stream:
 
     def __next__(self) -> Batch:
         if self._closed:
-            raise DataError("data: the stream is closed")
-        while len(self._pending) < self._prefetch:
-            self._submit()
-        slot, ended, pieces = self._pending.popleft()
-        began = time.perf_counter()
+            raise DataError(f"{self.manifest.section}: the stream is closed")
         try:
-            for _ in range(pieces):
-                if (failure := ended.get()) is not None:
-                    raise failure
+            while len(self._pending) < self._prefetch and self._submit():
+                pass
+            if not self._pending:
+                raise StopIteration
+            batch = self._wait(self._pending.popleft())
+            self._submit()
+        except StopIteration:
+            raise
         except BaseException:
             self.close()
             raise
+        return batch
+
+    def _wait(self, pending: _Pending) -> Batch:
+        """The batch, when all of it is decoded."""
+        began = time.perf_counter()
+        try:
+            for _ in range(pending.pieces):
+                if (failure := pending.ended.get()) is not None:
+                    raise failure
         finally:
             self.wait_seconds += time.perf_counter() - began
-        self._submit()
-        return slot.batch
+        return pending.batch
 
-    def _submit(self) -> None:
-        """Start decoding the next batch into the slot whose turn it is."""
-        if self._horizon and self._next_batch >= self._plan_again_at:
-            self._plan()
-        if not 0 <= self._next_batch - self._block.first < len(self._block.records):
-            self._block = self._look_up()
-        number = self._next_batch - self._block.first
-        slot = self._slots[self._submitted % len(self._slots)]
-        records, places, shards = (part[number] for part in self._block[1:])
-        slot.labels[...] = records["label"].reshape(slot.labels.shape)
-        slot.positions[...] = np.arange(self._next_batch * self._batch_size, (self._next_batch + 1) * self._batch_size)
+    def _submit(self) -> bool:
+        """Start decoding the next batch into the slot whose turn it is; False after the last one."""
+        if (n := next(self._sizes, None)) is None:
+            return False
+        if n < 1:
+            setting = "batch.real_per_replica" if self.manifest.section == MAIN_SOURCE else self.manifest.section
+            raise DataError(f"{setting}: {n} samples make no batch; use 1 or more")
+        position = self._position
+        if self._horizon and position + n > self._plan_again_at:
+            self._plan(n)
+        records, places, shards = self._look_up(n)
+        batch, rows, labels, positions = self._slots.take(n)
+        if labels is not None:
+            labels[...] = records["label"].reshape(labels.shape)
+        positions[...] = np.arange(position, position + n)
         offsets, sizes, crc32s = records["offset"].tolist(), records["size"].tolist(), records["crc32"].tolist()
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
-        pieces = range(0, len(slot.rows), self._piece)
+        share = min(max(-(-len(rows) // self._threads), _PIECE.start), _PIECE.stop - 1)
+        pieces = range(0, len(rows), share)
         for a in pieces:
-            b = a + self._piece
-            piece = Piece(slot.rows[a:b], places[a:b], shards[a:b], offsets[a:b], sizes[a:b], crc32s[a:b], ended)
-            self._decoder.put(piece)
-        self._pending.append((slot, ended, len(pieces)))
-        self._submitted += 1
-        self._next_batch += 1
+            b = a + share
+            self._decoder.put(Piece(rows[a:b], places[a:b], shards[a:b], offsets[a:b], sizes[a:b], crc32s[a:b], ended))
+        self._pending.append(_Pending(batch, position, ended, len(pieces)))
+        self._position = position + n
+        return True
 
-    def _look_up(self) -> _Block:
-        """The next batches' records: looking up one batch at a time costs 1% of decoding it."""
-        size, held = self._batch_size, len(self._held)
-        count = max(1, _BLOCK // (size * held))
-        first = self._next_batch * size
-        ids = np.stack([self._order.sample_ids(c, first, count * size).reshape(count, size) for c in self._held], 1)
-        ids = ids.reshape(count, held * size)
-        shards = np.searchsorted(self._order.starts, ids, side="right") - 1
-        return _Block(self._next_batch, self._records[ids], self._places[ids], shards)
+    def _look_up(self, n: int) -> tuple[index.Records, Ids, Ids]:
+        """Records, places and shards of the next `n` samples of each replica: [held * n]. Several batches are looked
+        up at once, because one at a time costs 1% of decoding it."""
+        held = len(self._held)
+        begin = self._position - self._block.first
+        if not 0 <= begin <= begin + n <= self._block.places.shape[1]:
+            ids = self.sample_ids(self._position, max(1, _BLOCK // (n * held)) * n)
+            shards = np.searchsorted(self._order.starts, ids, side="right") - 1
+            self._block = _Block(self._position, self._records[ids], self._places[ids], shards)
+            begin = 0
+        block, part = self._block, slice(begin, begin + n)
+        return (
+            block.records[:, part].reshape(held * n),
+            block.places[:, part].reshape(held * n),
+            block.shards[:, part].reshape(held * n),
+        )
 
-    def _plan(self) -> None:
-        """Tell the shards what the batches under way and the next `horizon` positions need."""
-        size = self._batch_size
-        first = max(0, self._next_batch - self._prefetch) * size
-        soon = (self._next_batch + 1) * size - first
+    def _plan(self, n: int) -> None:
+        """Tell the shards what the batches under way, the next `n` positions and the `horizon` after them need."""
+        first = self._pending[0].position if self._pending else self._position
+        soon = self._position + n - first
         needed = shards_in_order(self._order, self._held, first, soon + self._horizon)
         must = set(shards_in_order(self._order, self._held, first, soon))
         taken = sum(self.manifest.shards[shard].bytes for shard in must)
@@ -235,12 +234,12 @@ class Stream:
                     break
                 ahead.append(shard)
         self._shards.plan(sorted(must, key=needed.index), ahead)
-        self._plan_again_at = self._next_batch + max(1, self._horizon // (4 * size))
+        self._plan_again_at = self._position + n + self._horizon // 4
 
-    def sample_ids(self, batch: int) -> Ids:
-        """The samples of batch number `batch`, int64 [held, batch_size], by their place in the shards that are used."""
-        first, size = batch * self._batch_size, self._batch_size
-        return np.stack([self._order.sample_ids(replica, first, size) for replica in self._held])
+    def sample_ids(self, position: int, count: int) -> Ids:
+        """The samples at positions [position, position + count) of each held replica, int64 [held, count], by their
+        place in the shards that are used."""
+        return np.stack([self._order.sample_ids(replica, position, count) for replica in self._held])
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start, for TensorBoard."""
@@ -264,28 +263,42 @@ class Stream:
 def open_stream(
     config: DataConfig,
     *,
+    name: str = MAIN_SOURCE,
     seed: int,
     replicas: int,
     held: Sequence[int],
-    batch_size: int,
-    first_batch: int = 0,
+    sizes: Iterable[int],
+    first_position: int = 0,
     pin_memory: bool = False,
 ) -> Stream:
-    """Open the stream of the replicas `held` (of 0 .. replicas-1), each with `batch_size` samples a batch. Raises
-    DataError."""
+    """Open the stream of the source called `name` for the replicas `held` (of 0 .. replicas-1). Raises DataError.
+
+    `sizes` gives the number of samples of each replica in each batch, endless or not; `itertools.repeat(n)` is n for
+    ever. It is read ahead of need. `first_position` is where the first batch begins in every replica's stream.
+    `config` is the section `data` for the source `data`, else `sources.NAME`, and errors begin with that.
+    """
+    section = MAIN_SOURCE if name == MAIN_SOURCE else f"sources.{name}"
     if not held or not all(0 <= replica < replicas for replica in held):
         raise DataError(f"batch.replicas: the replicas {list(held)} are not among 0..{replicas - 1}")
-    if batch_size < 1:
-        raise DataError(f"batch.real_per_replica: {batch_size} samples make no batch; use 1 or more")
-    limits = Limits(deadline=config.fetch_deadline, request=config.fetch_request_timeout)
+    if first_position < 0:
+        raise DataError(f"{section}: a stream cannot begin at position {first_position}; use 0 or more")
+    limits = Limits(
+        deadline=config.fetch_deadline, request=config.fetch_request_timeout, setting=f"{section}.fetch_deadline"
+    )
     folder = Folder(config.shards, limits)
-    whole = load_manifest(folder)
+    whole = load_manifest(folder, section)
     numbers, manifest = class_numbers(whole, config.classes), select_classes(whole, config.classes)
     counters = Counters()
     with ThreadPoolExecutor(8 if folder.local is None else 1, thread_name_prefix="index") as pool:
         indexes = list(pool.map(lambda shard: load_index(folder, shard), whole.shards))
-    records, sizes, places = select_records(indexes, numbers, len(whole.classes))
-    order = Order(sizes, seed=seed, replicas=replicas, shuffle_window=config.shuffle_window)
+    records, shard_sizes, places = select_records(indexes, numbers, len(whole.classes))
+    order = Order(
+        shard_sizes,
+        seed=source_seed(seed, name),
+        replicas=replicas,
+        shuffle_window=config.shuffle_window,
+        section=section,
+    )
     holder = Folder(manifest.base, limits) if manifest.base else folder
     shards: Shards
     if holder.local is not None:
@@ -294,7 +307,7 @@ def open_stream(
         horizon = min(config.shuffle_window or _HORIZON, -(-order.samples // replicas))
         _check_cache_size(config, manifest, order, held)
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
-        shards = RemoteShards(holder, manifest, Cache(cache_dir, config.cache_bytes, counters), counters)
+        shards = RemoteShards(holder, manifest, Cache(cache_dir, config.cache_bytes, counters, section), counters)
     total = _needed_bytes(manifest, order)
     sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
     return Stream(
@@ -304,8 +317,8 @@ def open_stream(
         order,
         shards,
         held=held,
-        batch_size=batch_size,
-        first_batch=first_batch,
+        sizes=sizes,
+        first_position=first_position,
         decode_threads=config.decode_threads,
         prefetch_batches=config.prefetch_batches,
         pin_memory=pin_memory,
@@ -328,20 +341,19 @@ def shards_in_order(order: Order, held: Sequence[int], position: int, count: int
 
 def _check_cache_size(config: DataConfig, manifest: Manifest, order: Order, held: Sequence[int]) -> None:
     """Refuse a cache that cannot hold what one window needs. Raises DataError."""
+    setting, window = f"{manifest.section}.cache_bytes", f"{manifest.section}.shuffle_window"
     total = _needed_bytes(manifest, order)
     if config.shuffle_window is None:
         if total > config.cache_bytes:
             raise DataError(
-                f"data.cache_bytes: {config.cache_bytes} bytes cannot hold the {total} bytes of all shards, "
-                "which an order without "
-                "a window needs; raise data.cache_bytes, or set data.shuffle_window (a number of samples)"
+                f"{setting}: {config.cache_bytes} bytes cannot hold the {total} bytes of all shards, which an order "
+                f"without a window needs; raise {setting}, or set {window} (a number of samples)"
             )
         return
     needed = shards_in_order(order, held, 0, min(config.shuffle_window, order.samples // order.replicas))
     size = sum(manifest.shards[shard].bytes for shard in needed)
     if size > config.cache_bytes:
         raise DataError(
-            f"data.cache_bytes: {config.cache_bytes} bytes cannot hold the {len(needed)} shards ({size} bytes) "
-            "that a window of "
-            f"{config.shuffle_window} samples needs; raise it, or set a smaller data.shuffle_window"
+            f"{setting}: {config.cache_bytes} bytes cannot hold the {len(needed)} shards ({size} bytes) that a window "
+            f"of {config.shuffle_window} samples needs; raise it, or set a smaller {window}"
         )

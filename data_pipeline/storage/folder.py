@@ -1,11 +1,11 @@
 """Folders at a path or an fsspec URL: small whole-file reads and writes, with errors that say what to do.
 
-Whole shards of remote folders go through `data_pipeline.reading.cache`.
+Local folders are read and written directly, remote ones through `data_pipeline.storage.retrying`. Whole shards of
+remote folders go through `data_pipeline.reading.cache`.
 """
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import fsspec
 
 from data_pipeline.errors import DataError
-from data_pipeline.storage.retrying import Limits, Store, open_filesystem, redact
+from data_pipeline.storage.files import move_file, replace_file
+from data_pipeline.storage.retrying import Limits, RetryingFileSystem, open_filesystem, redact
 
 
 class Folder:
@@ -30,7 +31,7 @@ class Folder:
         else:
             self.local = Path(self.url.removeprefix("file://"))
             self.fs, self.root = fsspec.filesystem("file"), str(self.local.absolute())
-        self.store = Store(self.fs, self.limits)
+        self.remote = RetryingFileSystem(self.fs, self.limits)
 
     def __str__(self) -> str:
         return redact(self.url.rstrip("/"))
@@ -54,56 +55,44 @@ class Folder:
     def exists(self, name: str) -> bool:
         if self.local is not None:
             return os.path.exists(self.path(name))
-        return bool(self.store.call(f"{self}/{name}", "exists", self.path(name)))
+        return bool(self.remote.call(f"{self}/{name}", "exists", self.path(name)))
 
     def size(self, name: str) -> int | None:
         """The file's size in bytes. Raises DataError."""
         if self.local is not None:
             with self._errors(name):
                 return os.path.getsize(self.path(name))
-        return self.store.size(f"{self}/{name}", self.path(name))
+        return self.remote.size(f"{self}/{name}", self.path(name))
 
     def read(self, name: str) -> bytes:
         """A small file's bytes. Raises DataError."""
         if self.local is not None:
             with self._errors(name):
                 return Path(self.path(name)).read_bytes()
-        return bytes(self.store.call(f"{self}/{name}", "cat_file", self.path(name)))
+        return bytes(self.remote.call(f"{self}/{name}", "cat_file", self.path(name)))
 
     def read_range(self, name: str, begin: int, size: int) -> bytes:
         """Bytes [begin, begin + size) of a file; fewer only at its end. Raises DataError."""
         if self.local is not None:
             with self._errors(name), open(self.path(name), "rb") as file:
                 return os.pread(file.fileno(), size, begin)
-        return self.store.read_range(f"{self}/{name}", self.path(name), begin, size)
+        return self.remote.read_range(f"{self}/{name}", self.path(name), begin, size)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file so that it is there whole or not at all."""
         if self.local is None:
             # Object stores show an object only when its PUT is complete.
-            self.store.call(f"{self}/{name}", "pipe_file", self.path(name), data)
+            self.remote.call(f"{self}/{name}", "pipe_file", self.path(name), data)
             return
-        target = self.local / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        try:
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_file(self.local / name, data)
 
     def put(self, source: Path, name: str) -> None:
         """Move a finished local file into the folder, so that it is there whole or not at all."""
         if self.local is None:
-            self.store.call(f"{self}/{name}", "put_file", str(source), self.path(name))
+            self.remote.call(f"{self}/{name}", "put_file", str(source), self.path(name))
             source.unlink()
         else:
-            target = self.local / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(target)
+            move_file(source, self.local / name)
 
     def names(self) -> list[str]:
         """The names of the files that lie directly in the folder, sorted. Raises DataError."""
@@ -112,7 +101,7 @@ class Folder:
                 sorted(entry.name for entry in os.scandir(self.local) if entry.is_file()) if self.local.is_dir() else []
             )
         try:
-            found = self.store.call(str(self), "ls", self.root, detail=False)
+            found = self.remote.call(str(self), "ls", self.root, detail=False)
         except DataError as error:
             if "404" in str(error):
                 return []
@@ -121,4 +110,4 @@ class Folder:
 
     def remove(self, name: str) -> None:
         if self.exists(name):
-            self.store.call(f"{self}/{name}", "rm", self.path(name), recursive=True)
+            self.remote.call(f"{self}/{name}", "rm", self.path(name), recursive=True)

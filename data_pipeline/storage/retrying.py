@@ -24,7 +24,7 @@ from data_pipeline.errors import DataError
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("menagerie.data")  # its warnings are in the run's log
 
 PIECE = 8 << 20
 _SMALLEST_PIECE = 256 << 10
@@ -60,6 +60,8 @@ class Limits:
     """Seconds for one object, all retries together."""
     request: float = 60.0
     """Seconds for one request of at most `PIECE` bytes."""
+    setting: str = ""
+    """The setting that the deadline comes from, for errors; empty: it is fixed."""
 
 
 class Counters:
@@ -132,8 +134,8 @@ def open_filesystem(url: str, limits: Limits) -> tuple[Any, str]:
     return fs, str(root).rstrip("/")
 
 
-class Store:
-    """Reads and writes objects of one fsspec file system within the limits. Threads may share it."""
+class RetryingFileSystem:
+    """Calls of one fsspec file system, within the limits. Threads may share it."""
 
     def __init__(self, fs: Any, limits: Limits, counters: Counters | None = None) -> None:
         self.fs, self.limits = fs, limits
@@ -189,9 +191,10 @@ class Store:
                 pause = min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
                 reason = redact(str(error)) or type(error).__name__
                 if time.monotonic() + pause >= end:
+                    more = f", or raise {self.limits.setting}" if self.limits.setting else ", and run again"
                     raise DataError(
                         f"{what}: gave up {deadline:g} s after the first try ({tries} failures, the last: {reason}); "
-                        "check the network and the store, or raise data.fetch_deadline"
+                        f"check the network and the store{more}"
                     ) from None
                 log.warning("%s: %s; trying again in %.1f s", what, reason, pause)
                 if self.stop.wait(pause):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.reading.stream import open_stream
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
 from trainer.processes.launch import Launch
-from trainer.training.draws import discriminator_draws, latents_of
+from trainer.training.draws import Draws
+from trainer.training.loop import open_source
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -26,33 +26,27 @@ def launch(rank: int, world_size: int) -> Launch:
 def test_the_draws_do_not_depend_on_the_process_count(tiny: Callable[..., Path], world_size: int) -> None:
     """Real images, labels and latents of every replica: the same bytes, whichever process holds it."""
     config = load_config(str(tiny()), ["--batch.replicas", "4", "--data.horizontal_flip", "true"])
+    method = config.objective.build(config.problem())
 
-    def draws(rank: int, world: int) -> list[torch.Tensor]:
-        here = launch(rank, world)
+    def draws(rank: int, world: int) -> dict[tuple[int, int, int], dict[str, torch.Tensor]]:
+        """By iteration, turn and replica."""
+        here, found = launch(rank, world), {}
         held = here.held_replicas(4)
-        with open_stream(config.data, seed=3, replicas=4, held=held, batch_size=4, first_batch=5 * 2) as stream:
-            tensors = []
+        with open_source(config, method, "data", here, 5) as source:
             for iteration in range(5, 8):
-                steps = list(zip(*discriminator_draws(config, here, stream, iteration), strict=True))
-                for replica, own in zip(held, steps, strict=True):
-                    tensors.append(torch.cat([tensor.flatten().float() for batch in own for tensor in batch]))
-                    tensors.append(latents_of(config, here, iteration, 0, replica, 6).latents)
-            return tensors
+                of_iteration = Draws(method, {"data": source}, config.run.seed, iteration, 0, held, here.device)
+                for turn in method.turns(iteration):
+                    for replica, draw in zip(held, of_iteration.of(turn), strict=True):
+                        found[iteration, turn.number, replica] = draw
+        return found
 
     whole = draws(0, 1)
-    parts = [draws(rank, world_size) for rank in range(world_size)]
-    per_iteration = [
-        tensor
-        for iteration in range(3)
-        for rank in range(world_size)
-        for tensor in parts[rank][
-            iteration * 2 * len(launch(rank, world_size).held_replicas(4)) : (iteration + 1)
-            * 2
-            * len(launch(rank, world_size).held_replicas(4))
-        ]
-    ]
-    assert len(whole) == len(per_iteration) == 3 * 4 * 2
-    assert all(torch.equal(a, b) for a, b in zip(whole, per_iteration, strict=True))
+    parts = {key: draw for rank in range(world_size) for key, draw in draws(rank, world_size).items()}
+    assert whole.keys() == parts.keys()
+    assert len(whole) == 3 * 3 * 4
+    for key, draw in whole.items():
+        assert draw.keys() == parts[key].keys()
+        assert all(torch.equal(value, parts[key][name]) for name, value in draw.items()), key
 
 
 def test_losses_agree_on_1_2_and_3_processes(tiny: Callable[..., Path], tmp_path: Path, command: Command) -> None:

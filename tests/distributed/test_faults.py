@@ -2,16 +2,15 @@
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "system"))
-from crash_training import LAUNCHES, Life, Training, make_shards
-from loopback import free_ports
+from tests.support.checkout import environment, program
+from tests.support.crash_training import LAUNCHES, Life, Training, make_shards
+from tests.support.loopback import free_ports
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +25,8 @@ def start(tiny: Callable[..., Path]) -> Iterator[Callable[..., Life]]:
 
     def begin(fault: str, **run: object) -> Life:
         path = tiny(run={"iterations": 100_000, "checkpoint_every": 2, **run})
-        command = [*LAUNCHES["ddp"][:-1], "tests/distributed/faulty_main.py", fault, str(path)]
-        lives.append(Life(command, os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}))
+        command = [*LAUNCHES["ddp"][:-1], program("faulty_main.py"), fault, str(path)]
+        lives.append(Life(command, environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")))
         return lives[-1]
 
     yield begin
@@ -50,14 +49,18 @@ def alive(pids: list[int]) -> list[int]:
         ("stuck", "process 1 (pid"),
     ],
 )
-def test_a_process_that_differs_or_fails_is_named(start: Callable[..., Life], fault: str, message: str) -> None:
+def test_a_process_that_differs_or_fails_is_named(
+    start: Callable[..., Life], tmp_path: Path, fault: str, message: str
+) -> None:
     life = start(fault, heartbeat_every=4)
     assert life.wait() != 0
     assert message in life.output
     if fault == "parameter":
         assert "heartbeat: at iteration 8 " in life.output
     if fault == "stuck":
-        assert "failed: a defect; this process cannot go on without it" in life.output
+        verdict = "failed: a defect; this process cannot go on without it"
+        assert verdict in life.output
+        assert (tmp_path / "run" / "log.txt").read_text().count(verdict) == 1
 
 
 def test_a_killed_process_is_named_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:

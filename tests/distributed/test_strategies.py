@@ -13,15 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-from strategy_cells import default_dtype, train
-
+from tests.support.checkout import ROOT, environment, program
+from tests.support.strategy_cells import default_dtype, train
 from trainer.checkpoint.commits import state_hash
 from trainer.config import load_config
 from trainer.processes.launch import Launch
 from trainer.training.state import State as TrainingState
 
-ROOT = Path(__file__).resolve().parents[2]
 State = dict[str, torch.Tensor]
 PROCESSES = (1, 2, 3, 4)
 
@@ -44,11 +42,9 @@ def experiment(tiny: Callable[..., Path]) -> Callable[..., Path]:
 def run_cells(path: Path, out: Path, processes: int, *cells: str) -> dict[str, dict[str, Any]]:
     """What strategy_cells.py finds, by cell."""
     out.mkdir(exist_ok=True)
-    script = Path(__file__).with_name("strategy_cells.py")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run(
-        [*launcher, str(script), str(path), str(out), *cells], cwd=ROOT, capture_output=True, text=True, timeout=1200
-    )
+    command = [*launcher, program("strategy_cells.py"), str(path), str(out), *cells]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     return {cell: torch.load(out / f"{cell}.pt") for cell in cells}
 
@@ -64,7 +60,9 @@ def in_this_process(path: Path, precision: str, *settings: str) -> State:
 def seeds_state(path: Path) -> State:
     """What a run begins with."""
     launch = Launch(0, 1, 0, torch.device("cpu"), "fp32", "single")
-    return {name: tensor.clone() for name, tensor in TrainingState(load_config(str(path)), launch).tensors().items()}
+    config = load_config(str(path))
+    state = TrainingState(config, config.objective.build(config.problem()), launch)
+    return {name: tensor.clone() for name, tensor in state.tensors().items()}
 
 
 def difference(found: State, expected: State, exact: State) -> float:

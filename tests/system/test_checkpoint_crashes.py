@@ -5,7 +5,6 @@ ones as proofs (`make proofs`).
 """
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from crash_s3 import S3Server
+from tests.support.checkout import environment, program
+from tests.support.s3_server import S3Server
 
-WRITER = Path(__file__).with_name("crash_writer.py")
 STORES = ["local", "s3"]
 pytestmark = pytest.mark.xdist_group("checkpoint-crashes")  # one S3 server for all
 
@@ -31,12 +29,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 class Place:
     """Where a run lives: a folder, or a prefix on the S3 server."""
 
-    def __init__(self, url: str, environment: dict[str, str]) -> None:
+    def __init__(self, url: str, more: dict[str, str]) -> None:
         self.url = url
-        self.environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        self.environment = environment(OMP_NUM_THREADS="1", **more)
 
     def crash(self, mode: str, *arguments: object) -> dict[str, Any]:
-        command = [sys.executable, str(WRITER), mode, self.url, *map(str, arguments)]
+        command = [sys.executable, program("crash_writer.py"), mode, self.url, *map(str, arguments)]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         result: dict[str, Any] = json.loads(done.stdout)
@@ -91,8 +89,8 @@ def test_of_two_writers_exactly_one_goes_on(place: Place) -> None:
 def test_store_operations_on_s3(s3: S3Server) -> None:
     program = """if True:
         import sys, threading
-        from trainer.preemption import StopRequest, clear_marker, write_marker
-        from trainer.stores import Store
+        from trainer.processes.preemption import StopRequest, clear_marker, write_marker
+        from trainer.foundation.stores import Store
         store = Store(sys.argv[1])
         assert store.find() == {}
         store.put("a/one", b"1"); store.put("a/one", b"22"); store.put("ab/two", b"")
@@ -131,8 +129,8 @@ def test_store_operations_on_s3(s3: S3Server) -> None:
 def test_store_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     program = """if True:
         import sys, threading, time, torch
-        from trainer.checkpoint import CheckpointStore
-        from trainer.saver import Saver
+        from trainer.checkpoint.commits import CheckpointStore
+        from trainer.checkpoint.saver import Saver
         checkpoints = CheckpointStore(sys.argv[1])
         checkpoints.acquire()
         with Saver(checkpoints) as saver:
@@ -150,9 +148,9 @@ def test_store_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     """
     with S3Server(tmp_path) as server:
         command = [sys.executable, "-c", program, server.url("run")]
-        environment = {**os.environ, **server.environment, "OMP_NUM_THREADS": "1"}
+        variables = environment(OMP_NUM_THREADS="1", **server.environment)
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, env=environment, text=True, bufsize=1, **pipes) as writer:
+        with subprocess.Popen(command, env=variables, text=True, bufsize=1, **pipes) as writer:
             assert writer.stdin is not None
             assert writer.stdout is not None
             assert writer.stderr is not None
@@ -173,7 +171,7 @@ def test_verbs_on_s3(s3: S3Server) -> None:
     place.crash("random", 3, 1)
     program = """if True:
         import sys
-        from trainer.checkpoint_verbs import main
+        from trainer.checkpoint.__main__ import main
         for verb in ("list", "verify", "hash", "prune"):
             assert main([verb, sys.argv[1]]) == 0, verb
     """

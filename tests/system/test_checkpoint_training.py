@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from crash_s3 import S3Server
-from crash_training import Training, kill_and_resume, make_shards
+from tests.support.crash_training import Training, kill_and_resume, make_shards
+from tests.support.s3_server import S3Server
 
 pytestmark = pytest.mark.xdist_group("checkpoint-training")  # one set of shards for all
 

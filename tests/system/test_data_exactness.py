@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
-
 from data_pipeline.make_shards import __main__ as make_shards
 from data_pipeline.manifest.format import Manifest, load_manifest
 from data_pipeline.reading.order import Order
+from tests.support.chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
+from tests.support.checkout import environment, program
 
 pytestmark = pytest.mark.xdist_group("data-exactness")  # one server for all
 
-HERE = Path(__file__).parent
 SAMPLES, REPLICAS, BATCH, SEED = 500, 4, 6, 9
 URL = "s3://runs/exact"
 
@@ -41,11 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosProxy]:
     for kind, array in (("images-idx3", images), ("labels-idx1", (ids % 3).astype(np.uint8))):
         header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
         (folder / f"train-{kind}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        s3_behind_proxy(tmp_path_factory.mktemp("s3"), seed=4) as proxy,
-    ):
-        patch.setenv("PYTHONPATH", str(HERE.parents[1]))
+    with s3_behind_proxy(tmp_path_factory.mktemp("s3"), seed=4) as proxy:
         assert make_shards.main(["idx", str(folder), URL, "--samples-per-shard", "25", "--jobs", "1"]) == 0
         proxy.clear()
         yield proxy
@@ -64,7 +58,7 @@ def start(folder: Path, number: int, held: list[int], first: int, last: int, **d
     }
     path = folder / f"{number}.json"
     path.write_text(json.dumps(job))
-    return subprocess.Popen([sys.executable, str(HERE / "chaos_consumer.py"), str(path)])
+    return subprocess.Popen([sys.executable, program("chaos_consumer.py"), str(path)], env=environment())
 
 
 def read(path: Path) -> tuple[dict[tuple[int, int], list[int]], dict[str, float]]:

@@ -71,7 +71,7 @@ def shards(idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def digest(config: DataConfig, counts: dict[str, float] | None = None) -> str:
     sha256 = hashlib.sha256()
-    with open_stream(config, seed=5, replicas=2, held=[0, 1], batch_size=10) as stream:
+    with open_stream(config, seed=5, replicas=2, held=[0, 1], sizes=itertools.repeat(10)) as stream:
         for batch in itertools.islice(stream, 60):
             sha256.update(batch.images.numpy().tobytes())
         if counts is not None:

@@ -160,7 +160,9 @@ def test_an_archive_shaped_as_imagenet(archive: Path, tmp_path: Path) -> None:
         f"{wordnet_ids()[9]}_1.JPEG",
     }
     assert manifest.samples == CLASSES * EACH - 2
-    with open_stream(DataConfig(shards=str(tmp_path / "one")), seed=0, replicas=1, held=[0], batch_size=1499) as stream:
+    with open_stream(
+        DataConfig(shards=str(tmp_path / "one")), seed=0, replicas=1, held=[0], sizes=[1499] * 2
+    ) as stream:
         for _ in range(2):
             batch = next(stream)
             colours = batch.images[0].double().mean(dim=(1, 2))

@@ -5,16 +5,12 @@ import hashlib
 import itertools
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards import __main__ as make_shards
@@ -23,6 +19,7 @@ from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading import cache
 from data_pipeline.reading.stream import DataConfig, Stream, open_stream
 from data_pipeline.storage import retrying as store
+from tests.support.chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 pytestmark = pytest.mark.xdist_group("data-s3")  # one server for all
 
@@ -75,14 +72,14 @@ def quiet(proxy: ChaosProxy, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(config: DataConfig) -> Stream:
-    return open_stream(config, seed=5, replicas=2, held=[0, 1], batch_size=BATCH)
+    return open_stream(config, seed=5, replicas=2, held=[0, 1], sizes=itertools.repeat(BATCH))
 
 
 def digest(config: DataConfig, batches: int = 60) -> str:
     sha256 = hashlib.sha256()
     with opened(config) as stream:
         for batch in itertools.islice(stream, batches):
-            for part in batch:
+            for part in (*batch.fields.values(), batch.positions):
                 sha256.update(part.numpy().tobytes())
     return sha256.hexdigest()
 
@@ -273,7 +270,7 @@ def test_bytes_that_go_bad_in_the_cache_under_the_run(
     sha256 = hashlib.sha256()
     with opened(config(url, tmp_path)) as stream:
         for number, batch in enumerate(itertools.islice(stream, 60)):
-            for part in batch:
+            for part in (*batch.fields.values(), batch.positions):
                 sha256.update(part.numpy().tobytes())
             if number == 20:
                 for path in sorted(tmp_path.glob("*.tar"))[:3]:
@@ -289,7 +286,7 @@ def test_the_cache_folder_is_deleted_under_the_run(url: str, expected: dict[int 
     sha256 = hashlib.sha256()
     with opened(config(url, tmp_path / "cache", shuffle_window=120)) as stream:
         for number, batch in enumerate(itertools.islice(stream, 60)):
-            for part in batch:
+            for part in (*batch.fields.values(), batch.positions):
                 sha256.update(part.numpy().tobytes())
             if number in (3, 25, 40):
                 shutil.rmtree(tmp_path / "cache", ignore_errors=True)

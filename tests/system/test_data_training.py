@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
+from tests.support.chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
 
 pytestmark = [pytest.mark.xdist_group("data-training"), pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -11,13 +11,14 @@ from data_pipeline.reading.stream import DataConfig
 from trainer.metrics.features import ClassifierFeatures, open_features
 from trainer.metrics.frechet import Gaussian, Moments, frechet_distance
 from trainer.metrics.health import CollapseWatch
-from trainer.metrics.judge import ClassSums, Judge, discriminability, study_resolutions
+from trainer.metrics.judge import ClassSums, Judge
 from trainer.metrics.kid import kernel_distance
-from trainer.metrics.over_classes import pairs_of
+from trainer.metrics.ms_ssim import pairs_of
 from trainer.metrics.precision_recall import precision_recall
-from trainer.metrics.real import images_of_class, manifest_of, real_chunks
 from trainer.metrics.reference import open_reference
+from trainer.metrics.resolutions import discriminability, study_resolutions
 from trainer.processes.launch import Launch
+from trainer.trained.real import images_of_class, manifest_of, real_chunks
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "fashion32"
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")

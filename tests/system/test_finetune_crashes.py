@@ -1,7 +1,6 @@
 """The classifier-loss stage under SIGKILL: at its first iteration, inside it, in a run of its own, on 1 and 2 processes."""
 
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))
-from crash_training import Life, Training, make_shards
-
 from data_pipeline.manifest.format import load_manifest
+from tests.support.crash_training import Life, Training, make_shards
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.classifiers.small import ClassifierInfo, SmallClassifier, save_classifier
 from trainer.methods.terms.guidance import PREFIX, STOPPED_AT

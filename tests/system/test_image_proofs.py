@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -10,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from crash_training import make_shards
-from image_build import ROOT, Builder, why_not
+from tests.support.crash_training import make_shards
+from tests.support.image_build import ROOT, Builder, why_not
 
 REASON = why_not()
 pytestmark = [

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,10 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-sys.path.append(str(Path(__file__).parent))
-from crash_s3 import S3Server
-from crash_training import ROOT
-from slurm_site import MARKS, Site, open_site
+from tests.support.crash_training import ROOT
+from tests.support.s3_server import S3Server
+from tests.support.slurm_site import MARKS, Site, open_site
 
 pytestmark = [*MARKS, pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -3,15 +3,12 @@
 The site file is cluster/sites/test.env; everything else is what users run.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
-from slurm_site import MARKS, Site, open_site
-
+from tests.support.slurm_site import MARKS, Site, open_site
 from trainer.checkpoint.commits import CheckpointStore, state_hash
 
 pytestmark = [*MARKS, pytest.mark.timeout(1800)]
@@ -44,7 +41,7 @@ def test_preempted_then_cancelled_then_submitted_again(site: Site) -> None:
     saved = max(site.iterations(job))
     site.wait_for_iterations(job, 3)
     assert cluster.job(job)["Restarts"] == "1"
-    assert f"going on from iteration {saved}" in site.log(job)
+    assert f"resumes at iteration {saved}" in site.log(job)
     assert not (run / "preempted.json").exists()
 
     # Cancelled by a person: it saves as well, and that is the end of the job.

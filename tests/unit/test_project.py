@@ -41,8 +41,9 @@ def test_the_dry_run_command(tmp_path: Path) -> None:
     for line in (
         "generator: 41,996,931",
         "discriminator: 30,041,857",
-        "one discriminator step: 4 replicas x 16 = 64 real and 64 generated images",
-        "the generator's step: 4 replicas x 32 = 128 generated images",
+        "a turn of the discriminator: 4 x 16 = 64 read from data, 4 x 16 = 64 generated samples",
+        "a turn of the generator: 4 x 32 = 128 generated samples",
+        "one iteration: turns in this order: 1 of the generator, 5 of the discriminator; 320 real samples",
         "iterations 400,000 to 450,000: learning rate 0.0002, linear to 0 at 450,000",
     ):
         assert line in done.stdout
@@ -67,8 +68,6 @@ def test_the_readmes_commands_are_the_makefiles() -> None:
     for module in set(re.findall(r"python -m ((?:trainer|data_pipeline)\.[a-z_.]+)", readme)):
         places = [ROOT / (module.replace(".", "/") + end) for end in (".py", "/__main__.py")]
         assert any(place.exists() for place in places), f"README: there is no module {module}"
-            f"README: there is no module {module}"
-        )
     for path in set(re.findall(r"(?:configs|cluster)/[\w/.-]+\.(?:yaml|sh|sbatch)", readme)):
         assert (ROOT / path).exists(), f"README: there is no {path}"
 

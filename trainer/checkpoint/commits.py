@@ -43,7 +43,7 @@ from trainer.foundation.stores import Store
 
 __all__ = ["CheckpointConfig", "CheckpointStore", "Commit", "Restored", "state_hash"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.checkpoint")
 
 FOLDER = "checkpoints"
 RUN_FILE = "run.json"

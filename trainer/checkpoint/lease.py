@@ -20,7 +20,7 @@ from typing import Any
 from trainer.foundation.errors import CheckpointError
 from trainer.foundation.stores import Store
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.checkpoint")
 
 FOLDER = "writers"
 _TOKEN = re.compile(r"(\d{8,})\.json")

@@ -63,11 +63,11 @@ def check_settings(
     return changes
 
 
-def check_data(before: str | None, after: str, where: str) -> None:
-    """Raise SettingError if the commit was made with other shards. Fingerprints are those of the data manifest."""
+def check_data(before: str | None, after: str, where: str, setting: str = "data.shards") -> None:
+    """Raise SettingError if the commit was made with other shards. Fingerprints are those of the source's manifest."""
     if before is not None and before != after:
         raise SettingError(
-            f"data.shards: {where} has the fingerprint {after[:12]}..., but the run's checkpoints were made with "
+            f"{setting}: {where} has the fingerprint {after[:12]}..., but the run's checkpoints were made with "
             f"{before[:12]}...; give the shards that the run began with, or choose another run.dir."
         )
 

@@ -12,7 +12,7 @@ from trainer.checkpoint.format import MANIFEST, Attempt, Commit, InvalidCommit
 
 SCORES = "scores.json"
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.checkpoint")
 
 
 class Cleaning(NamedTuple):

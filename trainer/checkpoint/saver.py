@@ -22,7 +22,7 @@ from trainer.checkpoint.retention import clean
 from trainer.foundation.errors import CheckpointError, TrainerError
 from trainer.processes.preemption import grace_seconds, grace_warning
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.checkpoint")
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data_pipeline.storage.files import written_aside
 from trainer.classifiers.weights import read_weights
 from trainer.foundation.errors import SettingError
 
@@ -63,11 +64,9 @@ class SmallClassifier(nn.Module):
 
 def save_classifier(path: Path, model: SmallClassifier, info: ClassifierInfo) -> None:
     """Weights as safetensors, with `info` in the header."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, temporary, metadata={_KEY: json.dumps(asdict(info))})
-    temporary.replace(path)
+    with written_aside(path) as part:
+        save_file(state, part, metadata={_KEY: json.dumps(asdict(info))})
 
 
 def read_small(path: str, setting: str = "evaluation.classifier") -> tuple[SmallClassifier, ClassifierInfo, str]:

@@ -1,6 +1,7 @@
 """The training of the small classifier, on real images; it judges generated ones."""
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,17 @@ def train_classifier(
     """Train on one set of shards and measure the accuracy on another: Adam, one-cycle rate up to 0.01, no augmentation."""
     torch.manual_seed(keys.key(seed, "classifier"))
     keep_freed_memory()
-    with open_stream(DataConfig(shards=train_shards), seed=seed, replicas=1, held=[0], batch_size=batch_size) as stream:
+    with open_stream(
+        DataConfig(shards=train_shards), seed=seed, replicas=1, held=[0], sizes=repeat(batch_size)
+    ) as stream:
         manifest = stream.manifest
         model = SmallClassifier(manifest.channels, len(manifest.class_names), width)
         steps = max(2, epochs * manifest.samples // batch_size)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=steps)
         for _ in range(steps):
-            images, labels, _positions = next(stream)
-            loss = functional.cross_entropy(model(normalise(images[0])), labels[0])
+            batch = next(stream)
+            loss = functional.cross_entropy(model(normalise(batch.images[0])), batch.labels[0])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -61,12 +64,12 @@ def train_classifier(
 
 def one_epoch(shards: str, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Every sample of the shards once: images [n, c, h, w] in [-1, 1], labels [n]; the last batch may be smaller."""
-    with open_stream(DataConfig(shards=shards), seed=0, replicas=1, held=[0], batch_size=batch_size) as stream:
+    with open_stream(DataConfig(shards=shards), seed=0, replicas=1, held=[0], sizes=repeat(batch_size)) as stream:
         left = stream.manifest.samples
         while left:
-            images, labels, _positions = next(stream)
+            batch = next(stream)
             count = min(left, batch_size)
-            yield normalise(images[0, :count]), labels[0, :count].clone()
+            yield normalise(batch.images[0, :count]), batch.labels[0, :count].clone()
             left -= count
 
 

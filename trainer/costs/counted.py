@@ -1,78 +1,85 @@
 """What an iteration costs: operations and memory, counted on the meta device from the networks as they will run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.methods import Latents, RealAndLatents, build_objective
-from trainer.models import build_discriminator, build_generator, replica_passes
+from trainer.config import Config
+from trainer.costs.timed import random_fields
+from trainer.foundation.keys import Keys
+from trainer.models.replicas import replica_passes
 from trainer.processes.launch import Launch, Precision
 from trainer.speed.apply import apply_speed
 from trainer.speed.settings import SpeedConfig
-
-if TYPE_CHECKING:
-    from trainer.config import Config
 
 
 @dataclass(frozen=True)
 class Cost:
     """Of one replica."""
 
-    generator_step: float
-    """Operations (2 for a multiplication and an addition) of matrix products and convolutions, forward and backward."""
-    discriminator_step: float
-    """The same, with the generation of its images."""
-    parameters: tuple[int, int]
-    """Of the generator and of the discriminator."""
+    turns: Mapping[str, float]
+    """Operations of one turn of each player (2 for a multiplication and an addition) in matrix products and convolutions,
+    forward and backward, with what the other players make for it."""
+    parameters: Mapping[str, int]
+    """Of each player."""
     activations: int
-    """Bytes that the larger of the two steps keeps for its backward pass."""
+    """Bytes that the largest turn keeps for its backward pass."""
 
-    def iteration(self, discriminator_steps: int) -> float:
-        """Operations of one generator step and its discriminator steps."""
-        return self.generator_step + discriminator_steps * self.discriminator_step
+    def iteration(self, times: Mapping[str, int]) -> float:
+        """Operations of one iteration with so many turns of each player."""
+        return sum(count * self.turns[player] for player, count in times.items())
 
 
-def count(config: "Config", speed: SpeedConfig, device: torch.device, precision: Precision = "fp32") -> Cost:
-    """Costs of one replica under `speed`, in the forms chosen for `device`; nothing is computed."""
-    model, batch = config.model, config.batch
+def turns_of(config: Config) -> dict[str, int]:
+    """How many turns each player has in the first iteration."""
+    times: dict[str, int] = {}
+    for turn in config.objective.build(config.problem()).turns(0):
+        times[turn.player] = times.get(turn.player, 0) + 1
+    return times
+
+
+def count(config: Config, speed: SpeedConfig, device: torch.device, precision: Precision = "fp32") -> Cost:
+    """Costs of one replica under `speed`, in the forms chosen for `device`, of the first iteration; nothing is computed."""
+    model, method, meta = config.model, config.objective.build(config.problem()), torch.device("meta")
     launch = Launch(rank=0, world_size=1, local_rank=0, device=device, precision=precision, strategy="single")
-    with torch.device("meta"):
-        G = build_generator(config.generator, model)
-        D = build_discriminator(config.discriminator, model)
-        apply_speed(speed, {"generator": G, "discriminator": D}, model.resolution, launch)
-        objective = build_objective(config.objective)
-
-        def latents(n: int) -> Latents:
-            return Latents(torch.zeros(n, model.latent_dim), torch.zeros(n, dtype=torch.int64))
-
-        n = batch.real_per_replica
-        real = torch.zeros(n, model.image_channels, model.resolution, model.resolution)
-        draws = RealAndLatents(real, torch.zeros(n, dtype=torch.int64), *latents(n))
-        steps = []
-        for network, loss in (
-            (G, lambda: objective.generator_loss(G, D, latents(batch.generated_per_replica))),
-            (D, lambda: objective.discriminator_loss(G, D, draws)),
-        ):
-            D.requires_grad_(network is D)
-            counter, kept = FlopCounterMode(display=False), _Kept()
-            with counter, replica_passes(G, D) as start_replica:
-                start_replica(0)
-                with saved_tensors_hooks(kept.note, lambda tensor: tensor):
-                    value: Tensor = loss()["loss"]  # type: ignore[no-untyped-call]
-                value.backward()  # type: ignore[no-untyped-call]
-            steps.append((float(counter.get_total_flops()), kept.total()))
+    with meta:
+        modules = {network: method.build(network) for networks in method.players.values() for network in networks}
+        apply_speed(speed, modules, model.resolution, launch)
+    operations: dict[str, float] = {}
+    kept_bytes = 0
+    for turn in method.turns(0):
+        if turn.player in operations:
+            continue
+        with meta:
+            fields = random_fields(turn, model, meta)
+        drawn = method.draw(turn, Keys(0, 0, turn.number, 0), fields)
+        memory = {name: value.to(meta) for name, value in method.memory(0).items()}
+        movers = method.players[turn.player]
+        others = {name: module for name, module in modules.items() if name not in movers}
+        for name, module in modules.items():
+            module.requires_grad_(name in movers)
+        counter, kept = FlopCounterMode(display=False), _Kept()
+        with meta, counter, replica_passes(*modules.values()) as start_replica:
+            start_replica(0)
+            draw = {name: value.to(meta) for name, value in drawn.items()}
+            with torch.no_grad():
+                draw |= method.ahead(turn, others, draw)
+            with saved_tensors_hooks(kept.note, lambda tensor: tensor):
+                losses, _ = method.loss(turn, modules, draw, memory)
+            losses["loss"].backward()  # type: ignore[no-untyped-call]
+        operations[turn.player] = float(counter.get_total_flops())
+        kept_bytes = max(kept_bytes, kept.total())
     width = 1.0 if precision == "fp32" else 0.5
-    sizes = tuple(sum(p.numel() for p in network.parameters()) for network in (G, D))
-    return Cost(
-        generator_step=steps[0][0],
-        discriminator_step=steps[1][0],
-        parameters=(sizes[0], sizes[1]),
-        activations=int(width * max(kept for _, kept in steps)),
-    )
+    sizes = {
+        player: sum(p.numel() for network in networks for p in modules[network].parameters())
+        for player, networks in method.players.items()
+    }
+    return Cost(operations, sizes, int(width * kept_bytes))
 
 
 class _Kept:

@@ -1,14 +1,16 @@
 """Training iterations on random data, timed: for the cost plan and for the benchmarks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from trainer.config import Config
-from trainer.methods import Latents, RealAndLatents, build_objective
-from trainer.models import build_discriminator, build_generator
-from trainer.players.player import AdamConfig, Player
+from trainer.foundation.keys import Keys
+from trainer.methods.protocol import Tensors, Turn
+from trainer.models import ModelConfig
+from trainer.players.player import Player
 from trainer.processes.launch import Launch
 from trainer.speed.apply import apply_speed
 from trainer.training.iteration import run_iteration
@@ -18,56 +20,79 @@ from trainer.training.iteration import run_iteration
 class Step:
     """Seconds of one process with one replica."""
 
-    generator: float
-    discriminator: float
+    turns: Mapping[str, float]
+    """Of one turn of each player."""
 
-    def iteration(self, discriminator_steps: int) -> float:
-        """Seconds of one iteration."""
-        return self.generator + discriminator_steps * self.discriminator
+    def iteration(self, times: Mapping[str, int]) -> float:
+        """Seconds of one iteration with so many turns of each player."""
+        return sum(count * self.turns[player] for player, count in times.items())
 
 
-def timed_iterations(config: Config, launch: Launch, clock: Callable[[], float]) -> Callable[[int], Step]:
-    """New networks of `config`, and a function that trains them for one iteration of so many discriminator steps (two or
-    more, or images made for several steps at once do not count as in training), one replica a process.
+def measured_turns(config: Config) -> list[Turn]:
+    """The first iteration's turns, of those of one player in a row no more than two: a second one shows what is shared."""
+    turns = config.objective.build(config.problem()).turns(0)
+    return [
+        turn
+        for number, turn in enumerate(turns)
+        if number < 2 or not turns[number - 2].player == turns[number - 1].player == turn.player
+    ]
 
-    `clock` gives seconds; on a GPU it must wait for the device.
+
+def random_fields(turn: Turn, model: ModelConfig, device: torch.device) -> dict[str, Tensors]:
+    """Random images and labels of the model's shape, as if each source of the turn had been read."""
+    side, channels = model.resolution, model.image_channels
+    fields: dict[str, Tensors] = {}
+    for source, samples in turn.reads.items():
+        images = torch.randn(samples, side, side, channels, device=device).permute(0, 3, 1, 2)
+        labels = torch.randint(max(model.classes, 1), (samples,), device=device)
+        fields[source] = {"image": images, "class": labels}
+    return fields
+
+
+def timed_iterations(config: Config, launch: Launch, clock: Callable[[], float]) -> Callable[[Sequence[Turn]], Step]:
+    """New networks of `config`, and a function that trains them with the given turns of one iteration, one replica a
+    process.
+
+    `clock` gives seconds; on a GPU it must wait for the device. Images made for several turns at once count to these.
     """
-    model, batch, objective = config.model, config.batch, build_objective(config.objective)
-    networks = build_generator(config.generator, model), build_discriminator(config.discriminator, model)
-    named = dict(zip(("generator", "discriminator"), networks, strict=True))
-    apply_speed(config.speed, named, model.resolution, launch)
-    generator, discriminator = (
-        Player(name, network, AdamConfig(), launch, speed=config.speed)
-        for name, network in zip(("generator", "discriminator"), networks, strict=True)
-    )
+    method, model = config.objective.build(config.problem()), config.model
+    modules = {network: method.build(network) for networks in method.players.values() for network in networks}
+    apply_speed(config.speed, modules, model.resolution, launch)
+    players = {
+        name: Player(name, {n: modules[n] for n in networks}, config.optimizer.of(name), launch, speed=config.speed)
+        for name, networks in method.players.items()
+    }
+    memory: dict[int, Tensors] = {launch.rank: method.memory(launch.rank)}
+    number = iter(range(2**63))
 
-    def latents(n: int) -> Latents:
-        labels = torch.randint(max(model.classes, 1), (n,), device=launch.device)
-        return Latents(torch.randn(n, model.latent_dim, device=launch.device), labels)
+    def run(turns: Sequence[Turn]) -> Step:
+        keys_of = (0, next(number))
+        marks: list[tuple[str, float]] = []
 
-    def run(steps: int) -> Step:
-        marks = [clock()]
-
-        def draws() -> Iterator[Sequence[RealAndLatents]]:
-            marks.append(clock())  # the generator's step is over
-            n = batch.real_per_replica
-            for _ in range(steps):
-                real = torch.randn(n, model.resolution, model.resolution, model.image_channels, device=launch.device)
-                yield [RealAndLatents(real.permute(0, 3, 1, 2), latents(n).labels, *latents(n))]
+        def draws(turn: Turn) -> list[dict[str, Tensor]]:
+            if not marks or marks[-1][0] != turn.player:
+                marks.append((turn.player, clock()))
+            drawn = method.draw(
+                turn, Keys(*keys_of, turn.number, launch.rank), random_fields(turn, model, launch.device)
+            )
+            return [{name: value.to(launch.device) for name, value in drawn.items()}]
 
         run_iteration(
-            generator,
-            discriminator,
-            objective,
-            [latents(batch.generated_per_replica)],
-            draws(),
+            method,
+            players,
+            turns,
+            draws,
+            memory,
             launch=launch,
             replicas=launch.world_size,
             rate_factor=1.0,
-            seed_layers=lambda step, replica: None,
+            seed_layers=lambda turn, replica: None,
             speed=config.speed,
         )
-        began, middle, end = *marks, clock()
-        return Step(middle - began, (end - middle) / steps)
+        ends = [began for _, began in marks[1:]] + [clock()]
+        seconds: dict[str, float] = {}
+        for (player, began), end in zip(marks, ends, strict=True):
+            seconds[player] = seconds.get(player, 0.0) + end - began
+        return Step({p: value / sum(turn.player == p for turn in turns) for p, value in seconds.items()})
 
     return run

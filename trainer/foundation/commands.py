@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from trainer.foundation.errors import SettingError, TrainerError
+from trainer.foundation.log import console
 
 REFUSAL_VARIABLE = "MENAGERIE_REFUSAL"
 """Names a file in which a batch script finds the sentence of a refused setting: exit statuses do not survive launchers."""
@@ -16,7 +17,8 @@ REFUSAL_VARIABLE = "MENAGERIE_REFUSAL"
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Call `main` with the command line; print the user's errors as sentences on stderr and return the exit status."""
     try:
-        return main(sys.argv[1:])
+        with console():
+            return main(sys.argv[1:])
     except TrainerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if isinstance(error, SettingError) and os.environ.get(REFUSAL_VARIABLE):

@@ -1,12 +1,16 @@
 """The few operations that checkpoints need from a store: a local folder or any fsspec URL (s3:// first).
 
-Every object is written whole or not at all, and `put` returns only when it is durable: locally by a fresh name, fsync,
-rename and fsync of the folder; on object storage by one PUT, which the protocol makes atomic. Nothing is ever cached.
+Every object is written whole or not at all, and `put` returns only when it is durable: locally by
+`data_pipeline.storage.files`, on object storage by one PUT, which the protocol makes atomic. Nothing is ever cached.
+
+This is not `data_pipeline.storage.folder.Folder`, though both name objects below a URL. A checkpoint's caller decides
+itself what a failure means: the saver tries again for hours, the lease may not try again at all. So `Store` raises
+the file system's own errors, where `Folder` retries and ends in a sentence for the user. And only `Store` creates
+exclusively, lists a whole tree, and deletes many objects; only `Folder` reads ranges.
 """
 
 import errno
 import os
-import secrets
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +18,8 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from data_pipeline.storage.files import create_file, make_folder, replace_file, sync_folder
 
 # One PUT up to 5 GiB: a multipart upload of a killed process would stay open on the server, unseen and paid for.
 _SINGLE_PUT_BYTES = 5 * 2**30
@@ -56,17 +62,7 @@ class Store:
         if not self.local:
             self._pipe(path, data)
             return
-        target = self._path(path)
-        make_folder(target.parent)
-        fresh = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
-        try:
-            _write_synced(fresh, data, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            os.replace(fresh, target)
-        except BaseException:
-            with suppress(OSError):
-                fresh.unlink()
-            raise
-        sync_folder(target.parent)
+        replace_file(self._path(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
         """Write an object only if none of this name exists; False where there is one. Atomic among rival writers."""
@@ -74,7 +70,7 @@ class Store:
             target = self._path(path)
             make_folder(target.parent)
             try:
-                _write_synced(target, data, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+                create_file(target, data)
             except FileExistsError:
                 return False
             sync_folder(target.parent)
@@ -159,37 +155,3 @@ class Store:
 
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}"
-
-
-def make_folder(folder: Path) -> None:
-    """Create a local folder and its parents so that their names survive a power loss."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a local folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some network file systems cannot sync a folder
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_synced(path: Path, data: bytes, flags: int) -> None:
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

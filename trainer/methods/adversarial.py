@@ -1,83 +1,31 @@
-"""The adversarial objective: two sides of a loss, an optional penalty; and AC-GAN's, which adds the class terms.
+"""The adversarial game of a generator and a discriminator: two sides of a loss, and terms. AC-GAN adds the class term.
 
-Objectives see callables and tensors: no optimizer, device, process group or step counter.
+Odena et al. 2017; Miyato & Koyama 2018, whose projection and concat are conditionings of the discriminator.
 """
 
-from typing import Annotated, Literal, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.foundation.choices import Choice
+from trainer.foundation import keys
 from trainer.foundation.errors import SettingError
-from trainer.methods.terms import penalties
-from trainer.methods.terms.losses import LOSSES, LossName, classification
+from trainer.foundation.keys import Keys
+from trainer.methods.problem import Problem
+from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
+from trainer.methods.sampling import ClassConditions, LatentSampler
+from trainer.methods.terms.classes import ClassTerm
+from trainer.methods.terms.losses import LOSSES, LossName
+from trainer.methods.terms.penalty_terms import NoPenaltyConfig, PenaltyConfig
+from trainer.methods.terms.term import Seen, Term
+from trainer.models import classifies, couples_samples
 from trainer.models.conditioning import DiscriminatorOutput
 
-
-class RealAndLatents(NamedTuple):
-    """One replica's draws for one discriminator step."""
-
-    real_images: Tensor
-    """[n, C, H, W] in [-1, 1], float32."""
-    real_labels: Tensor
-    """[n], int64."""
-    latents: Tensor
-    """[m, Z], float32."""
-    labels: Tensor
-    """[m], int64: the classes to generate."""
-
-
-class Latents(NamedTuple):
-    """One replica's draws for one generator step."""
-
-    latents: Tensor
-    """[m, Z], float32."""
-    labels: Tensor
-    """[m], int64."""
-
-
-class Generator(Protocol):
-    def __call__(self, latents: Tensor, labels: Tensor, /) -> Tensor: ...
-
-
-class Discriminator(Protocol):
-    def __call__(self, images: Tensor, labels: Tensor, /) -> DiscriminatorOutput: ...
-
-
+GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 _SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class NoPenaltyConfig:
-    name: Literal["none"] = "none"
-
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class GradientPenaltyConfig:
-    """WGAN-GP's penalty between real and generated images."""
-
-    name: Literal["gradient"] = "gradient"
-    weight: Annotated[float, Field(gt=0)] = 10.0
-    """lambda."""
-    target: Annotated[float, Field(gt=0)] = 1.0
-    """The length that gradients are drawn to."""
-    drift: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of E D(x)^2 (PGGAN: 0.001)."""
-
-
-@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
-class R1Config:
-    """Gradient penalty on real images alone."""
-
-    name: Literal["r1"] = "r1"
-    gamma: Annotated[float, Field(gt=0)] = 10.0
-    """The penalty is gamma / 2 times the mean squared length."""
-
-
-PenaltyConfig = Annotated[NoPenaltyConfig | GradientPenaltyConfig | R1Config, Choice()]
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -91,12 +39,43 @@ class _LossSettings:
     penalty: PenaltyConfig = Field(default_factory=NoPenaltyConfig)
     """A penalty on the discriminator's gradient. The official code has none."""
 
+    @property
+    def second_derivatives(self) -> bool:
+        return bool(self.penalty.build())
+
+    def check(self, problem: Problem) -> None:
+        """Raise ValueError, beginning with the setting, where the networks and the loss do not fit together."""
+        for section, settings in ((GENERATOR, problem.generator), (DISCRIMINATOR, problem.discriminator)):
+            if settings is None:
+                raise ValueError(f"{section}: is missing (not set); give it a value")
+        assert problem.discriminator is not None
+        self.check_classifier(classifies(problem.discriminator) and problem.model.classes > 0)
+        if self.passes == "joint" and couples_samples(problem.discriminator):
+            raise ValueError(
+                "objective.passes: joint would mix real and generated images in the discriminator's batch norm; "
+                "set it to separate"
+            )
+
+    def check_classifier(self, classifies: bool) -> None:
+        """Raise ValueError unless the loss trains the discriminator's classifier where there is one."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class AdversarialConfig(_LossSettings):
     """An adversarial loss; the defaults are the official code's."""
 
     name: Literal["adversarial"] = "adversarial"
+
+    def check_classifier(self, classifies: bool) -> None:
+        if classifies:
+            raise ValueError(
+                f"objective.name: {self.name} would leave the discriminator's classifier untrained; set it to acgan"
+            )
+
+    def build(self, problem: Problem) -> "AdversarialMethod":
+        """The game without class terms."""
+        return AdversarialMethod(self, problem, ())
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -112,129 +91,143 @@ class ACGANConfig(_LossSettings):
     """Whether the discriminator's L_C has the term of generated images, as the paper has it. Later work (StudioGAN's
     ACGAN-Mod, keras pull request 8452) trains better without."""
 
-
-class AdversarialObjective:
-    """The discriminator's and the generator's loss of one replica.
-
-    Both methods return "loss", which is to be minimised, and detached scalars to log.
-    """
-
-    def __init__(self, config: AdversarialConfig | ACGANConfig) -> None:
-        self.config = config
-        self.sides = LOSSES[config.loss]
-
-    def discriminator_loss(self, G: Generator, D: Discriminator, batch: RealAndLatents) -> dict[str, Tensor]:
-        """The loss of D on real images and on images that G makes without a graph."""
-        with torch.no_grad():
-            fake_images = G(batch.latents, batch.labels)
-        real_images = batch.real_images
-        if isinstance(self.config.penalty, R1Config):
-            real_images = real_images.detach().requires_grad_(True)
-        real, fake = self._both(D, real_images, batch.real_labels, fake_images, batch.labels)
-        loss = self.sides.discriminator(real.logits, fake.logits)
-        logged = {"adversarial": loss, "real_score": real.logits.mean(), "fake_score": fake.logits.mean()}
-        for terms in (
-            self._penalty(D, real_images, batch.real_labels, fake_images, real),
-            self._discriminator_class_terms(batch, real, fake),
-        ):
-            loss = loss + terms.loss
-            logged |= terms.logged
-        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
-
-    def generator_loss(self, G: Generator, D: Discriminator, batch: Latents) -> dict[str, Tensor]:
-        """The loss of G. D's parameters should be frozen by the caller."""
-        output = D(G(batch.latents, batch.labels), batch.labels)
-        loss = self.sides.generator(output.logits)
-        logged = {"adversarial": loss, "fake_score": output.logits.mean()}
-        terms = self._generator_class_terms(batch, output)
-        loss = loss + terms.loss
-        logged |= terms.logged
-        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
-
-    def _both(
-        self, D: Discriminator, real_images: Tensor, real_labels: Tensor, fake_images: Tensor, fake_labels: Tensor
-    ) -> tuple[DiscriminatorOutput, DiscriminatorOutput]:
-        """D of the real and of the generated images, in two passes or in one."""
-        if self.config.passes == "separate":
-            return D(real_images, real_labels), D(fake_images, fake_labels)
-        n = len(real_images)
-        logits, class_logits = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
-        if class_logits is None:
-            return DiscriminatorOutput(logits[:n]), DiscriminatorOutput(logits[n:])
-        return DiscriminatorOutput(logits[:n], class_logits[:n]), DiscriminatorOutput(logits[n:], class_logits[n:])
-
-    def _penalty(
-        self, D: Discriminator, real_images: Tensor, labels: Tensor, fake_images: Tensor, real: DiscriminatorOutput
-    ) -> "_Terms":
-        config = self.config.penalty
-        if isinstance(config, R1Config):
-            value = penalties.r1(real.logits, real_images)
-            return _Terms(config.gamma * value, {"r1": value})
-        if isinstance(config, GradientPenaltyConfig):
-            n = min(len(real_images), len(fake_images))
-            mix = torch.rand(n, dtype=real_images.dtype, device=real_images.device)
-            value = penalties.gradient_penalty(
-                lambda x: D(x, labels[:n]).logits, real_images[:n], fake_images[:n], mix, config.target
+    def check_classifier(self, classifies: bool) -> None:
+        if not classifies:
+            raise ValueError(
+                "objective.name: acgan needs a discriminator that classifies and this one does not; set "
+                "discriminator.conditioning.name to acgan, and model.classes to the number of classes"
             )
-            drift = penalties.drift(real.logits)
-            loss = config.weight * value + config.drift * drift
-            return _Terms(loss, {"gradient_penalty": value, "drift": drift})
-        return _Terms(0.0, {})
 
-    def _discriminator_class_terms(
-        self, batch: RealAndLatents, real: DiscriminatorOutput, fake: DiscriminatorOutput
-    ) -> "_Terms":
-        return _Terms(0.0, {})
-
-    def _generator_class_terms(self, batch: Latents, output: DiscriminatorOutput) -> "_Terms":
-        return _Terms(0.0, {})
+    def build(self, problem: Problem) -> "AdversarialMethod":
+        """The game with class terms."""
+        term = ClassTerm(self.discriminator_class_weight, self.generator_class_weight, self.classify_generated)
+        return AdversarialMethod(self, problem, (term,))
 
 
-class ACGANObjective(AdversarialObjective):
-    """L_S and L_C of Odena et al. 2017 (Eq. 2 and 3): D minimises -(L_S + L_C), G minimises L_S - L_C."""
+class AdversarialMethod:
+    """One generator, one discriminator. An iteration is a turn of the generator and turns of the discriminator."""
 
-    config: ACGANConfig
+    players: Mapping[str, Sequence[str]] = {GENERATOR: (GENERATOR,), DISCRIMINATOR: (DISCRIMINATOR,)}
+    shown = GENERATOR
+    changes: Sequence[int] = ()
 
-    def __init__(self, config: ACGANConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: AdversarialConfig | ACGANConfig, problem: Problem, terms: Sequence[Term]) -> None:
+        """`terms`: the method's, in the order in which they are added, after the penalty's."""
+        self.config, self.problem = config, problem
+        self.sides = LOSSES[config.loss]
+        self.terms = {term.name: term for term in (*config.penalty.build(), *terms, *problem.terms)}
 
-    def _discriminator_class_terms(
-        self, batch: RealAndLatents, real: DiscriminatorOutput, fake: DiscriminatorOutput
-    ) -> "_Terms":
-        real_logits = _class_logits(real)
-        of_real = classification(real_logits, batch.real_labels)
-        of_fake = classification(_class_logits(fake), batch.labels)
-        total = of_real + of_fake if self.config.classify_generated else of_real
-        accuracy = _accuracy(real_logits, batch.real_labels)
-        return _Terms(
-            self.config.discriminator_class_weight * total,
-            {"class_real": of_real, "class_fake": of_fake, "class_accuracy_real": accuracy},
+    def build(self, network: str) -> nn.Module:
+        """The network of this name."""
+        assert self.problem.generator is not None and self.problem.discriminator is not None  # noqa: PT018
+        if network == GENERATOR:
+            return self.problem.generator.build(self.problem.model)
+        return self.problem.discriminator.build(self.problem.model)
+
+    def check(self, sources: Mapping[str, Shards]) -> None:
+        """Raise `SettingError` unless the networks are made for the images of the source `data`."""
+        model, (url, manifest) = self.problem.model, sources["data"]
+        where = f"the shards in {url} hold"
+        for setting, asked, found in (
+            ("model.resolution", model.resolution, manifest.resolution),
+            ("model.image_channels", model.image_channels, manifest.channels),
+        ):
+            if asked != found:
+                raise SettingError(f"{setting}: is {asked}, but {where} images with {found}; set it to {found}")
+        classes = len(manifest.class_names)
+        if model.classes not in (0, classes):
+            raise SettingError(
+                f"model.classes: is {model.classes}, but {where} {classes} classes; set it to {classes}, or to 0 for no "
+                "condition"
+            )
+
+    def turns(self, iteration: int) -> list[Turn]:
+        """The generator's turn, number 0, first or last; the discriminator's are 1, 2, ..."""
+        batch, schedule = self.problem.batch, self.problem.schedule
+        of_generator = Turn(
+            GENERATOR, 0, made=batch.generated_per_replica, terms=self._weights(GENERATOR, iteration, iteration)
         )
+        of_discriminator = [
+            Turn(
+                DISCRIMINATOR,
+                step + 1,
+                reads={"data": batch.real_per_replica},
+                made=batch.real_per_replica,
+                terms=self._weights(DISCRIMINATOR, iteration, iteration * schedule.discriminator_steps + step),
+            )
+            for step in range(schedule.discriminator_steps)
+        ]
+        if schedule.generator_first:
+            return [of_generator, *of_discriminator]
+        return [*of_discriminator, of_generator]
 
-    def _generator_class_terms(self, batch: Latents, output: DiscriminatorOutput) -> "_Terms":
-        logits = _class_logits(output)
-        value = classification(logits, batch.labels)
-        accuracy = _accuracy(logits, batch.labels)
-        return _Terms(
-            self.config.generator_class_weight * value, {"class_fake": value, "class_accuracy_fake": accuracy}
-        )
+    def _weights(self, player: str, iteration: int, update: int) -> dict[str, float]:
+        weights = {name: term.weight(player, iteration, update) for name, term in self.terms.items()}
+        return {name: weight for name, weight in weights.items() if weight is not None}
 
+    def draw(self, turn: Turn, keys_of: Keys, real: Mapping[str, Tensors]) -> dict[str, Tensor]:
+        """`latents` [m, Z] and `labels` [m] to generate; in the discriminator's turn also `real_images`, `real_labels`."""
+        model = self.problem.model
+        latents = model.latents(keys_of.generator("latents"), turn.made)
+        labels = keys.draw_labels(keys_of.generator("labels"), turn.made, model.classes)
+        draw = {"latents": latents, "labels": labels}
+        if turn.player == DISCRIMINATOR:
+            draw |= {"real_images": real["data"]["image"], "real_labels": real["data"]["class"]}
+        return draw
 
-class _Terms(NamedTuple):
-    """What is added to the loss, and what is logged."""
+    def ahead(self, turn: Turn, networks: Networks, draw: Tensors) -> dict[str, Tensor]:
+        """The generated images of the discriminator's turn."""
+        if turn.player == GENERATOR:
+            return {}
+        return {"fake_images": networks[GENERATOR](draw["latents"], draw["labels"])}
 
-    loss: Tensor | float
-    logged: dict[str, Tensor]
+    def loss(self, turn: Turn, networks: Networks, draw: Tensors, memory: Tensors) -> tuple[dict[str, Tensor], Tensors]:
+        """The side of the loss that belongs to the mover, and the terms that are on."""
+        terms = [(self.terms[name], weight) for name, weight in turn.terms.items()]
+        if turn.player == GENERATOR:
+            seen = self._generated(networks, draw)
+            loss = self.sides.generator(seen.fake.logits)
+            logged = {"adversarial": loss, "fake_score": seen.fake.logits.mean()}
+        else:
+            seen = self._compared(networks, draw, any(term.differentiates_images for term, _ in terms))
+            assert seen.real is not None
+            loss = self.sides.discriminator(seen.real.logits, seen.fake.logits)
+            logged = {
+                "adversarial": loss,
+                "real_score": seen.real.logits.mean(),
+                "fake_score": seen.fake.logits.mean(),
+            }
+        for term, weight in terms:
+            value = term.value(turn.player, seen, weight)
+            loss = loss + value.loss
+            logged |= value.logged
+        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}, memory
 
+    @staticmethod
+    def _generated(networks: Networks, draw: Tensors) -> Seen:
+        D, labels = networks[DISCRIMINATOR], draw["labels"]
+        images = networks[GENERATOR](draw["latents"], labels)
+        return Seen(D, images, labels, D(images, labels))
 
-def _class_logits(output: DiscriminatorOutput) -> Tensor:
-    if output.class_logits is None:
-        raise SettingError(
-            "objective.name: acgan needs a discriminator with class logits and this one has none; "
-            "set discriminator.conditioning.name to acgan"
-        )
-    return output.class_logits
+    def _compared(self, networks: Networks, draw: Tensors, image_gradients: bool) -> Seen:
+        D, real_images, real_labels = networks[DISCRIMINATOR], draw["real_images"], draw["real_labels"]
+        fake_images, fake_labels = draw["fake_images"], draw["labels"]
+        if image_gradients:
+            real_images = real_images.detach().requires_grad_(True)
+        if self.config.passes == "separate":
+            real, fake = D(real_images, real_labels), D(fake_images, fake_labels)
+        else:
+            n = len(real_images)
+            logits, class_logits = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+            real = DiscriminatorOutput(logits[:n], None if class_logits is None else class_logits[:n])
+            fake = DiscriminatorOutput(logits[n:], None if class_logits is None else class_logits[n:])
+        return Seen(D, fake_images, fake_labels, fake, real_images, real_labels, real)
 
+    def memory(self, replica: int) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
 
-def _accuracy(class_logits: Tensor, labels: Tensor) -> Tensor:
-    return (class_logits.argmax(1) == labels).to(class_logits.dtype).mean()
+    def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
+        """Images by class, from latent vectors."""
+        model = self.problem.model
+        return LatentSampler(networks, model, ClassConditions(model.classes, classes.names, classes.ids))

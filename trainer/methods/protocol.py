@@ -9,15 +9,13 @@ Shapes: B samples of one replica.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from data_pipeline.manifest.format import Manifest
 from trainer.foundation.keys import Keys
-
-if TYPE_CHECKING:
-    from trainer.methods.adversarial import Discriminator, Generator, Latents, RealAndLatents
 
 Tensors = Mapping[str, Tensor]
 """Tensors by name."""
@@ -49,12 +47,24 @@ class Turn:
         return replace(self, terms={name: weight for name, weight in self.terms.items() if name not in terms})
 
 
+class Shards(NamedTuple):
+    """What a source reads."""
+
+    url: str
+    """As the settings give it."""
+    manifest: Manifest
+    """With the classes that are used."""
+
+
 class ClassNames(NamedTuple):
     """What is known of the data's classes. Both are empty where nothing is known."""
 
     names: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     """Identifiers in the data, for example WordNet ids."""
+
+
+NO_NAMES = ClassNames()
 
 
 class Conditions(Protocol):
@@ -113,8 +123,8 @@ class Method(Protocol):
         """The network of this name, with weights drawn from torch's default generator."""
         ...
 
-    def check(self, sources: Mapping[str, Any]) -> None:
-        """Raise `SettingError` unless the method fits the data. `sources`: the manifest of every source, by name."""
+    def check(self, sources: Mapping[str, Shards]) -> None:
+        """Raise `SettingError` unless the method fits the data of its sources."""
         ...
 
     def turns(self, iteration: int) -> Sequence[Turn]:
@@ -151,16 +161,6 @@ class Method(Protocol):
         """What a replica remembers at the start. Every replica has the same names, shapes and types."""
         ...
 
-    def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = ClassNames()) -> Sampler:
+    def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of the networks of `shown`."""
         ...
-
-
-class Objective(Protocol):
-    """The protocol before this one. It goes with the last method that is written against it."""
-
-    def discriminator_loss(
-        self, G: "Generator", D: "Discriminator", batch: "RealAndLatents", /
-    ) -> dict[str, Tensor]: ...
-
-    def generator_loss(self, G: "Generator", D: "Discriminator", batch: "Latents", /) -> dict[str, Tensor]: ...

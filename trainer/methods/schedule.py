@@ -1,10 +1,27 @@
-"""Who is updated when, and at which learning rate: pure functions of the iteration."""
+"""Who is updated when, on how many samples, at which learning rate: pure functions of the iteration."""
 
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+class BatchConfig:
+    """Batch sizes per replica, a logical data-parallel worker; the number of processes does not matter."""
+
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Replicas: each has its own stream of real samples, its own noise and its own batch-norm batch."""
+    real_per_replica: Annotated[int, Field(ge=1)] = 64
+    """Real images, and as many generated ones, in one discriminator step of one replica."""
+    generated_per_replica: Annotated[int, Field(ge=1)] = 128
+    """Generated images in the generator's step of one replica (`n_gen_samples` of the official code)."""
+    dequantize: bool = True
+    """Real images as x / 128 - 1 + U(0, 1/128), as the official datasets/imagenet.py; false: x / 127.5 - 1 without noise, as
+    the official datasets/cifar10.py."""
+    synchronised_norm: bool = False
+    """Batch norm over all replicas together ("cross-GPU"), rather than in each replica alone as in the official code."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))

@@ -1,45 +1,97 @@
-"""What a classifier trained on real images says of generated ones.
+"""Class accuracy: the share of samples that a classifier of real images gives the class asked for, class by class.
 
-Class accuracy: the share that it gives the class asked for. Diversity: how much its features of one class vary, as a share
-of how much they vary among real images of the class; 1 is as diverse as the data, 0 is one image per class.
+Diversity: how much the classifier's features of one class vary, as a share of how much they vary among real images of the
+class; 1 is as diverse as the data, 0 is one image per class.
 """
 
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.classifiers.training import load_classifier, one_epoch
-from trainer.foundation import keys
+from trainer.classifiers.training import load_classifier
 from trainer.foundation.errors import TrainerError
+from trainer.methods.protocol import Sampler
+from trainer.metrics.judge import ClassSums
+from trainer.metrics.protocol import Measure, Needs, Seen, Setting
+from trainer.metrics.records import Measurement, by_name
+from trainer.metrics.samples import generate
 from trainer.models import ModelConfig
 
-CHUNK = 50
+_MANY = 40
 
 
-def generate(
-    module: nn.Module, model: ModelConfig, labels: Tensor, seed: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Images [n, c, h, w] for `labels` [n] from the module in evaluation mode.
+class Accuracy(Measure):
+    """Of all samples, the classes in turn; the mean is over classes."""
 
-    Latents are keyed by (seed, number of the chunk of 50), so a sample depends on its index alone.
-    """
-    was_training = module.training
-    module.eval()
-    images = []
-    for number, part in enumerate(torch.split(labels, CHUNK)):
-        source = keys.generator(seed, "evaluation", number)
-        latents = keys.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)[: len(part)]
-        with torch.no_grad():
-            images.append(module(latents.to(device), part.to(device)).float())
-    module.train(was_training)
-    return torch.cat(images)
+    name, meaning = "accuracy", "class accuracy, and diversity of the classifier's features"
+    needs = Needs(right=True, judged=True, judged_reference=True, classes=True)
+    titles: ClassVar[dict[str, str]] = {"class_accuracy": "class accuracy"}
+    outcomes = frozenset({"per_class", "diversity", "diversity_per_class"})
+    column = "accuracy"
+    usual_samples = 2_000
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        assert setting.judge is not None
+        self._judge = setting.judge
+        self._sums = ClassSums(len(self._judge.class_names), 1, self._judge.network.dimension)
+        self._found: list[Measurement] = []
+
+    def add(self, seen: Seen) -> None:
+        self._sums.add(seen.conditions, seen.right, seen.judged)
+
+    def result(self) -> list[Measurement]:
+        names, accuracy = self._judge.class_names, self._sums.accuracy[:, 0]
+        more = {
+            "samples": self.setting.plan.samples,
+            **self._judge.describe(),
+            "per_class": by_name(names, accuracy),
+        }
+        judged = self.setting.judged
+        if judged is not None:
+            real = self._judge.of_real(judged)
+            diversity = self._sums.variance / real.variance
+            more |= {
+                "reference": judged.describe(),
+                "real_images": float(real.accuracy.nanmean()),
+                "diversity": float(diversity.nanmean()),
+                "diversity_per_class": by_name(names, diversity),
+            }
+        self._found = [Measurement("class_accuracy", float(accuracy.nanmean()), more, "%", "higher")]
+        return self._found
+
+    def table(self, iteration: int) -> str:
+        return class_table(self._found[0], iteration, self.setting.data.shards)
+
+
+def class_table(accuracy: Measurement, iteration: int, shards: str) -> str:
+    """Class accuracy, a line per class (for many classes: the lowest and the highest)."""
+    details = accuracy.details
+    per_class, diversity = details["per_class"], details.get("diversity_per_class") or {}
+    lines = [f"{details['samples']:,} generated images at iteration {iteration:,}: class accuracy"]
+    shown = list(per_class)
+    if len(shown) > _MANY:
+        ranked = sorted(per_class, key=lambda name: float(per_class[name]))
+        shown = ranked[: _MANY // 2] + ranked[-_MANY // 2 :]
+    for name in shown:
+        varied = f"  diversity {diversity[name]:.2f}" if name in diversity else ""
+        lines.append(f"  {name[:24]:16} {per_class[name]:7.1%}{varied}  {'#' * round(40 * per_class[name])}".rstrip())
+    varied = f"  diversity {details['diversity']:.2f} (1: as diverse as {shards})" if diversity else ""
+    lines.append(f"  {'mean':16} {accuracy.value:7.1%}{varied}")
+    if "real_images" in details:
+        lines.append(f"  the classifier itself, on {shards}: {details['real_images']:.1%}")
+    return "\n".join(lines)
 
 
 class GeneratedAccuracy:
-    """Measures with one classifier; raises `TrainerError` if its classes are not the model's."""
+    """The light form inside a run: one small classifier, no real images.
+
+    Raises `TrainerError` if the classifier's classes or images are not the model's.
+    """
 
     def __init__(self, path: str, model: ModelConfig, device: torch.device | str = "cpu") -> None:
+        """`path`: what `python -m trainer.train_classifier` wrote."""
         classifier, self.info = load_classifier(path)
         for what, theirs, ours in (
             ("classes", len(self.info.class_names), model.classes),
@@ -51,46 +103,19 @@ class GeneratedAccuracy:
                     f"evaluation.classifier: {path} was trained for {theirs} {what}, the model has {ours}; "
                     "train one on this run's shards with `python -m trainer.train_classifier`"
                 )
-        self.model = model
         self.device = torch.device(device)
         self.classifier = classifier.to(device)
 
-    def judge(self, module: nn.Module, seed: int, samples: int) -> "Judgement":
-        """Accuracy and features of `samples` images, the classes in turn."""
-        labels = torch.arange(samples) % self.model.classes
-        images = generate(module, self.model, labels, seed, self.device)
-        return self._judge(images, labels)
-
-    def judge_real(self, shards: str) -> "Judgement":
-        """The same of all real images in `shards`."""
-        batches = list(one_epoch(shards, 500))
-        return self._judge(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
-
-    def measure(self, module: nn.Module, seed: int, samples: int) -> float:
-        """The mean accuracy over classes."""
-        return float(self.judge(module, seed, samples).accuracy.mean())
+    def measure(self, sampler: Sampler, seed: int, samples: int) -> float:
+        """The mean over classes of the accuracy on `samples` samples, the classes in turn."""
+        labels = sampler.conditions.in_turn(range(samples))
+        return float(self.judge(generate(sampler, labels, seed), labels).accuracy.mean())
 
     @torch.no_grad()
-    def _judge(self, images: Tensor, labels: Tensor) -> "Judgement":
-        parts = [self.classifier.features(part.to(self.device)) for part in torch.split(images, 500)]
-        features = torch.cat(parts)
-        found = self.classifier.head(features).argmax(1).cpu()
-        features = features.cpu().double()
-        chosen = [labels == label for label in range(self.model.classes)]
-        return Judgement(
-            accuracy=torch.stack([(found[rows] == label).double().mean() for label, rows in enumerate(chosen)]),
-            variance=torch.stack([features[rows].var(0).sum() for rows in chosen]),
-        )
-
-
-class Judgement(NamedTuple):
-    """Per class, float64 [classes]."""
-
-    accuracy: Tensor
-    """Share of images that are given the class asked for."""
-    variance: Tensor
-    """Sum over features of their unbiased variance within the class."""
-
-    def diversity(self, real: "Judgement") -> Tensor:
-        """Variance as a share of the real images', [classes]."""
-        return self.variance / real.variance
+    def judge(self, images: Tensor, labels: Tensor) -> ClassSums:
+        """Accuracy and spread of the features of images [n, c, h, w] in [-1, 1] with `labels` [n], class by class."""
+        features = torch.cat([self.classifier.features(part.to(self.device)) for part in torch.split(images, 500)])
+        right = self.classifier.head(features).argmax(1).cpu() == labels
+        sums = ClassSums(len(self.info.class_names), 1, features.shape[1])
+        sums.add(labels, right[:, None], features.cpu())
+        return sums

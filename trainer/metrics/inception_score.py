@@ -1,13 +1,16 @@
 """Inception Score (Salimans et al. 2016): exp of the mean KL divergence of p(y|x) from p(y), within each split.
 
-The published one uses TF-Inception's 1008 outputs, 50,000 samples and 10 splits; with another classifier it is a number of
-its own. torch-fidelity's arithmetic without its shuffle, streamed: sums per split instead of 50,000 x 1008 probabilities.
+The published one uses TF-Inception's 1008 outputs, 50,000 samples and 10 splits; with another classifier it is another
+number. torch-fidelity's arithmetic without its shuffle, streamed: sums per split instead of 50,000 x 1008 probabilities.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from trainer.metrics.protocol import Measure, Needs, Seen, Setting
+from trainer.metrics.records import Measurement
 
 
 class Score(NamedTuple):
@@ -47,3 +50,26 @@ class InceptionScore:
         entropy = torch.xlogy(marginal, marginal).sum(1)
         scores = (self._negative_entropy / sizes - entropy).exp()
         return Score(float(scores.mean()), float(scores.std(correction=0)))
+
+
+class Inception(Measure):
+    """The Inception Score of all samples."""
+
+    name, meaning = "is", "Inception Score"
+    needs = Needs(logits=True)
+    titles: ClassVar[dict[str, str]] = {"inception_score": "Inception Score"}
+    outcomes = frozenset({"deviation"})
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        assert setting.network is not None
+        self._score = InceptionScore(setting.plan.samples, setting.network.outputs, setting.plan.splits)
+
+    def add(self, seen: Seen) -> None:
+        self._score.add(seen.logits)
+
+    def result(self) -> list[Measurement]:
+        mean, deviation = self._score.score()
+        plan = self.setting.plan
+        more = {"samples": plan.samples, "splits": plan.splits, "deviation": deviation, **self.setting.of_network()}
+        return [Measurement("inception_score", mean, more, better="higher")]

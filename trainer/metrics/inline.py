@@ -1,6 +1,6 @@
 """The light watch inside a run: health scalars at every report, MS-SSIM of a few pairs at every evaluation.
 
-In the main process alone, from keys of its own: it draws nothing that training draws, and changes nothing.
+In the main process alone, from separate keys: it draws nothing that training draws, and changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,29 +8,34 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Config
+from data_pipeline.reading.stream import DataConfig
+from trainer.methods.protocol import Conditions, Sampler
+from trainer.methods.sampling import ClassConditions
 from trainer.metrics.health import CollapseWatch, HealthWatch, Warned
-from trainer.metrics.over_classes import pairs_of
-from trainer.metrics.real import images_of_class
-from trainer.metrics.samples import Sampler, chunks_of
-from trainer.trained.pretrained import Generator
+from trainer.metrics.ms_ssim import pairs_of
+from trainer.metrics.samples import Samples
+from trainer.trained.real import images_of_class
 
-CLASSES = 20
+CONDITIONS = 20
+"""At most so many classes are watched."""
 
 
 class InlineHealth:
     """Of one run."""
 
     def __init__(
-        self, config: Config, class_names: Sequence[str], generator: nn.Module, discriminator: nn.Module
+        self, networks: Mapping[str, nn.Module], class_names: Sequence[str], data: DataConfig, *, seed: int, pairs: int
     ) -> None:
-        self.config = config
-        classes = config.model.classes
-        self.labels = (
-            [row * classes // CLASSES for row in range(CLASSES)] if classes > CLASSES else range(max(classes, 1))
-        )
-        self._names = [class_names[label] if classes else "the model" for label in self.labels]
-        self._watch = HealthWatch({"generator": generator, "discriminator": discriminator})
+        """
+        Args:
+            networks: all trained networks by the name that curves and warnings give them.
+            class_names: of the data.
+            data: the real images; their MS-SSIM is what that of the samples is compared with.
+            seed: of the latents.
+            pairs: of images of each class.
+        """
+        self._class_names, self._data, self._seed, self._pairs = class_names, data, seed, pairs
+        self._watch = HealthWatch(networks)
         self._collapse: CollapseWatch | None = None
 
     def at_log(self, values: Mapping[str, float]) -> tuple[dict[str, float], list[Warned]]:
@@ -38,29 +43,30 @@ class InlineHealth:
         found = self._watch.scalars(values.get("score/real"), values.get("score/fake"))
         return found, self._watch.warnings(found)
 
-    def at_evaluation(self, module: nn.Module) -> tuple[dict[str, float], list[Warned]]:
-        """MS-SSIM within up to 20 classes of images from `module`, and the warning `collapse`."""
-        pairs, config = self.config.evaluation.ms_ssim_pairs, self.config
-        sampler = Sampler(Generator(module, config.model, config.generator), config.run.seed)
-        was_training = module.training
-        module.eval()
-        values = [self._of_class(sampler, label, pairs) for label in self.labels]
-        module.train(was_training)
+    def at_evaluation(self, sampler: Sampler) -> tuple[dict[str, float], list[Warned]]:
+        """MS-SSIM within up to 20 classes, and the warning `collapse`; nothing for samples that are no images."""
+        chosen = sampler.conditions.evenly(CONDITIONS)
+        if sampler.output != "image" or not len(chosen):
+            return {}, []
+        samples = Samples(sampler, self._seed)
+        values = [
+            pairs_of(samples.first_of_condition(condition, 2 * self._pairs), self._pairs).mean() for condition in chosen
+        ]
         if self._collapse is None:
-            self._collapse = CollapseWatch(self._names, self._real(pairs))
+            names = [self._name(sampler.conditions, condition) for condition in chosen]
+            self._collapse = CollapseWatch(names, self._real(sampler.conditions, chosen))
         measured = torch.stack(values)
         warning = self._collapse.look(measured)
         scalars = {"health/ms_ssim/mean": float(measured.mean()), "health/ms_ssim/highest": float(measured.max())}
         return scalars | {"health/collapse": float(warning is not None)}, [warning] if warning else []
 
-    def _of_class(self, sampler: Sampler, label: int, pairs: int) -> Tensor:
-        images = torch.cat([sampler.of_class(label, chunk) for chunk in range(chunks_of(2 * pairs))])
-        return pairs_of(images[: 2 * pairs], pairs).mean()
+    def _name(self, conditions: Conditions, condition: Tensor) -> str:
+        if isinstance(conditions, ClassConditions) and conditions.classes:
+            return self._class_names[int(condition)]
+        return conditions.caption(condition) or "the model"
 
-    def _real(self, pairs: int) -> Tensor | None:
-        if not self.config.model.classes:
+    def _real(self, conditions: Conditions, chosen: Tensor) -> Tensor | None:
+        if not isinstance(conditions, ClassConditions) or not conditions.classes:
             return None
-        data = self.config.data
-        return torch.stack(
-            [pairs_of(images_of_class(data, label, 2 * pairs), pairs).nanmean() for label in self.labels]
-        )
+        of_class = [images_of_class(self._data, int(label), 2 * self._pairs) for label in chosen]
+        return torch.stack([pairs_of(images, self._pairs).nanmean() for images in of_class])

@@ -1,11 +1,4 @@
-"""Class accuracy: the share of images that a classifier gives the class asked for; at full and at lower resolutions.
-
-At lower resolutions it is the discriminability study of the AC-GAN paper (Odena et al. 2017, section 4.1): images are
-shrunk to r x r and enlarged again, bilinearly (with antialiasing when shrinking), and classified. If a generator's pictures
-say no more at 128 px than at 32 px, their resolution is not real.
-"""
-
-from typing import NamedTuple
+"""Who judges classes, and sums of what it says: the share of right images and the spread of their features, per class."""
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +6,10 @@ from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest
 from trainer.classifiers import check_class_map
-from trainer.metrics.features import ClassifierFeatures
+from trainer.foundation.errors import SettingError
+from trainer.metrics.features import ClassifierFeatures, FeatureNetwork
+from trainer.metrics.reference import Reference
 from trainer.metrics.samples import as_signed
-
-
-def study_resolutions(resolution: int) -> list[int]:
-    """Powers of two from 16 (from a quarter, for small images) up to the images' own resolution."""
-    smallest = min(16, resolution // 4)
-    return [r for r in (2**k for k in range(2, 13)) if smallest <= r < resolution] + [resolution]
 
 
 def shrink_and_enlarge(images: Tensor, resolution: int) -> Tensor:
@@ -51,6 +40,28 @@ class Judge:
                 columns.append((found == wanted).float())
         return torch.stack(columns, 1)
 
+    def of_real(self, judged: Reference) -> "ClassSums":
+        """Accuracy and variance of the real images' features, class by class."""
+        sums = ClassSums(len(self.class_names), 1, judged.features.shape[1])
+        for label in range(len(self.class_names)):
+            rows = (judged.labels == label).nonzero()[0]
+            right = torch.from_numpy(judged.predictions[rows]) == self.logit_of[label]
+            sums.add(torch.full((len(rows),), label), right[:, None], torch.from_numpy(judged.features[rows]))
+        return sums
+
+    def describe(self) -> dict[str, str]:
+        """For a record."""
+        return {"classifier": self.network.description, "classifier_digest": self.network.digest}
+
+
+def open_judge(network: FeatureNetwork, manifest: Manifest) -> Judge:
+    """Of a classifier; raises SettingError if it has other classes than the data (or none)."""
+    if not isinstance(network, ClassifierFeatures):
+        raise SettingError(
+            "--classifier: TF-Inception's 1008 outputs are not ImageNet's classes; give efficientnet_lite0"
+        )
+    return Judge(network, manifest)
+
 
 class ClassSums:
     """Per class: how many images, how many of them right, and how much their features vary. Streaming, 16 K F bytes."""
@@ -61,12 +72,13 @@ class ClassSums:
         self._sum = torch.zeros(classes, features, dtype=torch.float64)
         self._squares = torch.zeros(classes, dtype=torch.float64)
 
-    def add(self, labels: Tensor, right: Tensor, features: Tensor) -> None:
-        """Labels [n], right [n, columns], features [n, F] (F may be 0)."""
+    def add(self, labels: Tensor, right: Tensor, features: Tensor | None = None) -> None:
+        """Labels [n], right [n, columns], features [n, F]; none where F is 0."""
         self.count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
         self._right.index_add_(0, labels, right.double())
-        self._sum.index_add_(0, labels, features.double())
-        self._squares.index_add_(0, labels, features.double().square().sum(1))
+        if features is not None:
+            self._sum.index_add_(0, labels, features.double())
+            self._squares.index_add_(0, labels, features.double().square().sum(1))
 
     @property
     def accuracy(self) -> Tensor:
@@ -78,17 +90,3 @@ class ClassSums:
         """Sum over features of their unbiased variance within the class, [classes]; NaN for fewer than 2 images."""
         spread = self._squares - self._sum.square().sum(1) / self.count
         return torch.where(self.count > 1, spread / (self.count - 1), torch.nan)
-
-
-class Discriminability(NamedTuple):
-    """Accuracy at each resolution, and the share of classes that gain from the lowest to the highest."""
-
-    resolutions: list[int]
-    accuracy: list[float]
-    better_at_full: float
-
-
-def discriminability(per_class: Tensor, resolutions: list[int]) -> Discriminability:
-    """From accuracies [classes, resolutions], ascending resolutions; the mean is over classes."""
-    better = (per_class[:, -1] > per_class[:, 0]).double().mean()
-    return Discriminability(resolutions, per_class.nanmean(0).tolist(), float(better))

@@ -3,9 +3,13 @@
 Unbiased: round 0 (also below it) where both sets have one distribution, even for few samples, which FID is not.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
+
+from trainer.metrics.kept import KEPT, KeptFeatures
+from trainer.metrics.protocol import Measure, Needs, Seen, Setting
+from trainer.metrics.records import Measurement
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -28,3 +32,36 @@ def kernel_distance(generated: Tensor, real: Tensor, seed: int = 2020) -> Kernel
         generated, real, kid_subsets=SUBSETS, kid_subset_size=size, rng_seed=seed, verbose=False
     )
     return KernelDistance(found[KEY_METRIC_KID_MEAN], found[KEY_METRIC_KID_STD], size)
+
+
+class Kernel(Measure):
+    """KID with TF-Inception, of the first 10,000 samples and as many real images."""
+
+    name, meaning = "kid", "kernel distance (KID)"
+    needs = Needs(features=True, reference=True)
+    titles: ClassVar[dict[str, str]] = {"kernel_distance": "kernel distance (KID)"}
+    outcomes = frozenset({"deviation"})
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        assert setting.network is not None
+        self._kept = KeptFeatures(setting.plan.samples, setting.network.dimension)
+
+    def add(self, seen: Seen) -> None:
+        self._kept.add(seen)
+
+    def result(self) -> list[Measurement]:
+        setting, generated = self.setting, self._kept.tensor()
+        assert setting.reference is not None
+        real = setting.reference.subset(KEPT)
+        found = kernel_distance(generated, real)
+        more = {
+            "samples": len(generated),
+            "real_samples": len(real),
+            "subsets": SUBSETS,
+            "subset_size": found.subset_size,
+            "deviation": found.deviation,
+            **setting.of_network(),
+            "reference": setting.reference.describe(),
+        }
+        return [Measurement("kernel_distance", found.mean, more, better="lower")]

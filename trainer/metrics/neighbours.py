@@ -1,23 +1,32 @@
 """Nearest neighbours of generated images among the training images, in pixels and in features: does it copy?
 
-Distances are Euclidean, of pixels in [-1, 1] or of features. As a yardstick the same is done with real images, each
-without itself: a generated image is a *near copy* if it is closer to a training image than all but 1% of the real ones
+Distances are Euclidean, of pixels in [-1, 1] or of features. The yardstick is the same of real images, each without
+itself: a generated image is a *near copy* if it is closer to a training image than all but 1% of the real ones
 are. About 1% of the images of a generator that does not copy are.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data_pipeline.reading.stream import DataConfig
-from trainer.metrics.real import real_chunks
+from trainer.foundation.pictures import draw_grid
+from trainer.metrics.protocol import Measure, Needs, Setting
+from trainer.metrics.records import Measurement
 from trainer.metrics.reference import Reference
 from trainer.metrics.samples import as_signed
+from trainer.trained.real import real_chunks
+from trainer.trained.sampling import CHUNK, chunks_of, device_of
 
 QUANTILE = 0.01
+SHOWN = 4
+"""Neighbours of each image."""
+SHOWN_ROWS = 10
+"""Generated images in the picture."""
 _ROWS = 8192
 
 
@@ -115,3 +124,79 @@ def near_copies(generated: Tensor, real: Tensor) -> NearCopies:
     yardstick = float(torch.quantile(real, QUANTILE))
     share = float((generated <= yardstick).float().mean())
     return NearCopies(share, yardstick, float(generated.median() / real.median()))
+
+
+def neighbour_rows(generated: Tensor, sides: Sequence[Sequence[Sequence[Tensor]]], names: Sequence[str]) -> Image.Image:
+    """A row per generated uint8 image [c, h, w]: itself, a gap, its nearest training images by each of the `sides`."""
+    rows = []
+    for number, image in enumerate(generated):
+        gap = torch.full_like(image, 255)
+        rows.append(torch.stack([image, *(tile for side in sides for tile in (gap, *side[number]))]))
+    return draw_grid(torch.stack(rows), names)
+
+
+class Neighbours(Measure):
+    """Of the first --queries samples. In the main process alone: one pass over all training images."""
+
+    name, meaning = "neighbours", "nearest training images, in pixels and in features"
+    needs = Needs(network=True, reference=True)
+    titles: ClassVar[dict[str, str]] = {
+        "near_copies_pixels": "near copies of training images, in pixels",
+        "near_copies_features": "near copies of training images, in features",
+    }
+    outcomes = frozenset({"median_distance_over_real"})
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._found: list[Measurement] = []
+        self._picture: Image.Image | None = None
+
+    def work(self) -> None:
+        setting, count, reference = self.setting, self.setting.plan.queries, self.setting.reference
+        if reference is None:  # not the main process
+            return
+        assert setting.network is not None
+        generated = setting.samples.first(count)
+        own = list(real_chunks(setting.data, 0, chunks_of(min(count, len(reference.labels)))))
+        real = torch.cat([chunk.images[: chunk.new] for chunk in own])[:count]
+        ids = torch.cat([torch.full((count,), -1), torch.cat([chunk.ids[: chunk.new] for chunk in own])[:count]])
+        images = torch.cat([generated, real])
+        features = torch.cat([setting.network.both(part)[0].cpu() for part in torch.split(images, CHUNK)])
+        by_feature = nearest_features(features, ids, reference, SHOWN)
+        shown = min(SHOWN_ROWS, count)
+        wanted = by_feature.ids[:shown].flatten().tolist()
+        search = nearest_pixels(images, ids, setting.data, SHOWN, wanted, str(device_of(setting.samples.sampler)))
+        of_pixels = {"distance": "Euclidean, of pixels in [-1, 1]"}
+        for kind, distances, how in (
+            ("pixels", search.nearest.distances, of_pixels),
+            ("features", by_feature.distances, setting.of_network()),
+        ):
+            copies = near_copies(distances[:count, 0], distances[count:, 0])
+            self._found.append(self._measurement(kind, copies, len(real), how, reference))
+        sides = [
+            [[search.pictures[i] for i in row] for row in ids[:shown].tolist()]
+            for ids in (search.nearest.ids, by_feature.ids)
+        ]
+        conditions = setting.samples.sampler.conditions
+        names = [conditions.caption(condition) for condition in conditions.in_turn(range(shown))]
+        self._picture = neighbour_rows(generated[:shown], sides, names)
+
+    def _measurement(
+        self, kind: str, found: NearCopies, real: int, how: dict[str, Any], reference: Reference
+    ) -> Measurement:
+        more = {
+            "samples": self.setting.plan.queries,
+            "real_samples": real,
+            "expected_without_copying": QUANTILE,
+            "yardstick": found.yardstick,
+            "median_distance_over_real": found.median_ratio,
+            **how,
+            "reference": reference.describe(),
+        }
+        return Measurement(f"near_copies_{kind}", found.share, more, "%")
+
+    def result(self) -> list[Measurement]:
+        return self._found
+
+    def pictures(self) -> dict[str, Image.Image]:
+        return {} if self._picture is None else {"neighbours": self._picture}

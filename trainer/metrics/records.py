@@ -40,6 +40,15 @@ class Measurement:
         return f"{self.value:.1%}" if self.unit == "%" else f"{self.value:.4g}"
 
 
+def by_name(names: Sequence[str], values: Iterable[float]) -> dict[str, float]:
+    """Values per class by name; classes of one name are told apart by their number."""
+    unique = len(set(names)) == len(names)
+    return {
+        name if unique else f"{number} {name}": float(v)
+        for number, (name, v) in enumerate(zip(names, values, strict=True))
+    }
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}

@@ -20,15 +20,17 @@ from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.reading.stream import DataConfig
+from data_pipeline.storage.files import replace_file
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
-from trainer.metrics.real import RealChunk, RealRows, manifest_of, over_real_images
-from trainer.metrics.samples import chunks_of
+from trainer.metrics.over_real import RealRows, over_real_images
 from trainer.processes.launch import Launch, share_object
+from trainer.trained.real import RealChunk, manifest_of
+from trainer.trained.sampling import chunks_of
 
 FORMAT = "menagerie-reference-1"
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.metrics")
 
 
 def default_cache() -> Path:
@@ -150,8 +152,5 @@ def cached_values(cache: Path, key: str, compute: Callable[[], Mapping[str, obje
         found: dict[str, object] = json.loads(path.read_text())
         return found
     values = dict(compute())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(values) + "\n")
-    os.replace(scratch, path)
+    replace_file(path, (json.dumps(values) + "\n").encode())
     return values

@@ -1,9 +1,9 @@
-"""The images that are measured, and how the work is dealt to processes.
+"""The samples that are measured, and how the work is dealt to processes.
 
-Sample number n is a function of (seed, n) alone, image n of a class one of (seed, class, n): the same for every number of
-processes. Latents are drawn, and networks run, in chunks of 50, whatever the launch, since a convolution's last bits may
-depend on its batch. Results come to the main process in the order of their numbers, so every sum is made in one order
-and every value is the same, bit for bit, on one process and on many (of the same machine).
+Sample number n is a function of (seed, n) alone, sample n of a condition one of (seed, condition, n): the same for every
+number of processes. Latents are drawn, and networks run, in chunks of 50, whatever the launch. Results come to the main
+process in the order of their numbers, so every sum is made in one order and every value is the same, bit for bit, on one
+process and on many (of the same machine).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,10 @@ from torch import Tensor
 
 from trainer.foundation import keys
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.protocol import Sampler
+from trainer.methods.sampling import number_of
 from trainer.processes.launch import Launch
-from trainer.trained.pretrained import Generator
-
-CHUNK = 50
-"""Images of one forward pass."""
+from trainer.trained.sampling import CHUNK, chunks_of, samples_of
 
 
 def in_order(launch: Launch, count: int, shape: Sequence[int], work: Callable[[int], Tensor]) -> Iterator[Tensor]:
@@ -45,42 +44,51 @@ def in_order(launch: Launch, count: int, shape: Sequence[int], work: Callable[[i
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Draws keyed samples from a generator in evaluation mode."""
+class Samples:
+    """The keyed samples of a sampler: images as uint8 [n, c, h, w], vectors as float32 [n, D], on the CPU."""
 
-    generator: Generator
+    sampler: Sampler
     seed: int
     batch_statistics: bool = False
-    """Batch norm normalises with the 50 images at hand instead of the running statistics."""
+    """Batch norm normalises with the current 50 samples instead of the running statistics."""
 
-    @property
-    def classes(self) -> int:
-        """At least 1: an unconditional model has one class."""
-        return max(self.generator.model.classes, 1)
+    def conditions(self, chunk: int) -> Tensor:
+        """Conditions [50, ...] of the samples 50 * chunk + (0 .. 49), in turn."""
+        return self.sampler.conditions.in_turn(range(chunk * CHUNK, (chunk + 1) * CHUNK))
 
-    def labels(self, chunk: int) -> Tensor:
-        """Labels [50] of the samples 50 * chunk + (0 .. 49): the classes in turn."""
-        return torch.arange(chunk * CHUNK, (chunk + 1) * CHUNK) % self.classes
+    def chunk(self, chunk: int) -> Tensor:
+        """The samples [50, ...] number 50 * chunk + (0 .. 49)."""
+        return self._made(keys.generator(self.seed, "evaluation", chunk), self.conditions(chunk))
 
-    def images(self, chunk: int) -> Tensor:
-        """uint8 images [50, c, h, w] of the samples 50 * chunk + (0 .. 49)."""
-        return self._images(keys.generator(self.seed, "evaluation", chunk), self.labels(chunk))
+    def of_condition(self, condition: Tensor, chunk: int) -> Tensor:
+        """The samples [50, ...] number 50 * chunk + (0 .. 49) of one condition [...]."""
+        source = keys.generator(self.seed, "evaluation of a class", chunk, replica=number_of(condition))
+        return self._made(source, torch.stack([condition] * CHUNK))
 
-    def of_class(self, label: int, chunk: int) -> Tensor:
-        """uint8 images [50, c, h, w] number 50 * chunk + (0 .. 49) of one class."""
-        source = keys.generator(self.seed, "evaluation of a class", chunk, replica=label)
-        return self._images(source, torch.full((CHUNK,), label))
+    def first(self, count: int) -> Tensor:
+        """The samples [count, ...] number 0 .. count - 1."""
+        return torch.cat([self.chunk(chunk) for chunk in range(chunks_of(count))])[:count]
 
-    def _images(self, source: torch.Generator, labels: Tensor) -> Tensor:
-        model, device = self.generator.model, self.generator.device
-        latents = keys.draw_latents(source, CHUNK, model.latent_dim, model.latent_distribution)
-        made = self.generator.images(latents.to(device), labels.to(device), CHUNK, self.batch_statistics)
-        return to_uint8(made)
+    def first_of_condition(self, condition: Tensor, count: int) -> Tensor:
+        """The samples [count, ...] number 0 .. count - 1 of one condition [...]."""
+        return torch.cat([self.of_condition(condition, chunk) for chunk in range(chunks_of(count))])[:count]
+
+    def _made(self, source: torch.Generator, conditions: Tensor) -> Tensor:
+        latents = self.sampler.draw(source, CHUNK)
+        made = samples_of(self.sampler, latents, conditions, CHUNK, self.batch_statistics)
+        return to_uint8(made) if self.sampler.output == "image" else made.float().cpu()
 
 
-def chunks_of(samples: int) -> int:
-    """How many chunks hold so many samples."""
-    return -(-samples // CHUNK)
+def generate(sampler: Sampler, conditions: Tensor, seed: int) -> Tensor:
+    """Samples [n, ...] for `conditions` [n, ...] on the networks' device, at least float32, images in [-1, 1].
+
+    Latents are those of the samples 0 .. n - 1 of `Samples`, so a sample depends on its number and condition alone.
+    """
+    made = []
+    for chunk, part in enumerate(torch.split(conditions, CHUNK)):
+        latents = sampler.draw(keys.generator(seed, "evaluation", chunk), CHUNK)[: len(part)]
+        made.append(samples_of(sampler, latents, part))
+    return torch.cat(made)
 
 
 def as_signed(images: Tensor) -> Tensor:

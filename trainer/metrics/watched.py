@@ -4,15 +4,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.classifiers import Classifier
 from trainer.foundation import keys
+from trainer.methods.protocol import Sampler
 from trainer.metrics.diversity import ms_ssim_diversity
-from trainer.models import ModelConfig
-
-CHUNK = 50
-"""Pairs of images of one forward pass."""
+from trainer.trained.sampling import CHUNK, samples_of
 
 
 @dataclass(frozen=True)
@@ -29,30 +27,28 @@ class Watched:
 
 @torch.no_grad()
 def measure(
-    module: nn.Module,
-    model: ModelConfig,
+    sampler: Sampler,
     seed: int,
     samples: int,
     guiding: tuple[Classifier, Tensor | None],
     independent: tuple[Classifier, Tensor | None] | None,
     device: torch.device | str = "cpu",
 ) -> Watched:
-    """Measure a generator in evaluation mode on `samples` images: samples // 2 pairs of one class, the classes in turn.
+    """Measure a sampler of classes on `samples` images: samples // 2 pairs of one class, the classes in turn.
 
     Latents are keyed by (seed, number of the chunk of 50 pairs), so a pair depends on its number alone. Each classifier
-    comes with its class map.
+    comes with its class map; both are on `device`.
     """
-    was_training = module.training
-    module.eval()
     pairs = max(samples // 2, 1)
     similarity = cross_entropy = right = right_too = 0.0
     for chunk in range(-(-pairs // CHUNK)):
-        count = min(CHUNK, pairs - chunk * CHUNK)
+        numbers = range(chunk * CHUNK, min((chunk + 1) * CHUNK, pairs))
+        count = len(numbers)
         source = keys.generator(seed, "watching the classifier's loss", chunk)
-        latents = keys.draw_latents(source, 2 * CHUNK, model.latent_dim, model.latent_distribution)
-        latents = torch.cat([latents[:count], latents[CHUNK : CHUNK + count]]).to(device)
-        labels = ((torch.arange(count) + chunk * CHUNK) % model.classes).repeat(2).to(device)
-        images = module(latents, labels).float()
+        latents = sampler.draw(source, 2 * CHUNK)
+        latents = torch.cat([latents[:count], latents[CHUNK : CHUNK + count]])
+        labels = sampler.conditions.in_turn(numbers).repeat(2).to(device)
+        images = samples_of(sampler, latents, labels, 2 * CHUNK).to(device)
         similarity += float(ms_ssim_diversity(images[:count], images[count:]).double().sum())
         logits, targets = _judge(guiding, images, labels)
         cross_entropy += float(F.cross_entropy(logits, targets, reduction="sum"))
@@ -60,7 +56,6 @@ def measure(
         if independent:
             logits, targets = _judge(independent, images, labels)
             right_too += float((logits.argmax(1) == targets).sum())
-    module.train(was_training)
     images_seen = 2 * pairs
     return Watched(
         similarity / pairs,

@@ -2,9 +2,12 @@
 
 from typing import Annotated, Literal, Protocol
 
+import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
+
+from trainer.foundation import keys
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -21,6 +24,10 @@ class ModelConfig:
     """Length of the latent vector z."""
     latent_distribution: Literal["normal", "uniform"] = "normal"
     """z ~ N(0, 1), or U(-1, 1). The official code's default is normal."""
+
+    def latents(self, source: torch.Generator, count: int) -> Tensor:
+        """Latents [count, latent_dim] from a keyed generator on the CPU."""
+        return keys.draw_latents(source, count, self.latent_dim, self.latent_distribution)
 
 
 class NetworkConfig(Protocol):

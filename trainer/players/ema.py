@@ -1,12 +1,18 @@
-"""Exponential moving average of the generator (off by default: the papers of 2018 sample the last weights)."""
+"""Exponential moving average of a player's networks (off by default: the papers of 2018 sample the last weights)."""
 
 import copy
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
+
+from trainer.players.player import check_names
+
+PREFIX = "ema/"
+"""What the state's tensors of the average are called."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -22,25 +28,34 @@ class EmaConfig:
 class Ema:
     """Averages parameters and copies buffers (an average of batch-norm or spectral statistics would be neither)."""
 
-    def __init__(self, module: nn.Module, config: EmaConfig) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], config: EmaConfig) -> None:
         self.config = config
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
+        self.modules = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in modules.items()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module, iteration: int) -> None:
-        """Call after the generator's update of `iteration`."""
+    def update(self, modules: Mapping[str, nn.Module], iteration: int) -> None:
+        """Call after the last update of `iteration`."""
         decay = self.config.decay
         if self.config.warm_up:
             decay = min(decay, (1 + iteration) / (10 + iteration))
-        for average, value in zip(self.module.parameters(), module.parameters(), strict=True):
-            average.lerp_(value.detach(), 1.0 - decay)
-        for kept, current in zip(self.module.buffers(), module.buffers(), strict=True):
-            kept.copy_(current)
+        for name, kept in self.modules.items():
+            for average, value in zip(kept.parameters(), modules[name].parameters(), strict=True):
+                average.lerp_(value.detach(), 1.0 - decay)
+            for old, new in zip(kept.buffers(), modules[name].buffers(), strict=True):
+                old.copy_(new)
 
     def state(self) -> dict[str, Tensor]:
-        """Logical state: tensors by name."""
-        return dict(self.module.state_dict())
+        """Logical state: `ema/TENSOR` for one network, `ema/NETWORK/TENSOR` for several."""
+        return {
+            f"{PREFIX}{key if len(self.modules) == 1 else f'{name}/{key}'}": value
+            for name, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over a state written by `state`."""
-        self.module.load_state_dict(state)
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over the tensors that `state` wrote; raises `CheckpointError` by name if they do not fit."""
+        mine = self.state()
+        check_names(mine, state, "ema")
+        for name, value in mine.items():
+            value.copy_(state[name])

@@ -1,86 +1,58 @@
-"""A player: one network, its optimizer and its parallel strategy. The loop does not know which strategy it is."""
+"""A player: networks that minimise one loss, their optimizer and their parallel strategy. The loop knows no strategy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.foundation.errors import CheckpointError
+from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.players.optimizers import AdamConfig, SGDConfig
 from trainer.players.reduction import fixed_order_gradients
 from trainer.players.zero import ZeroEngine
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
-class AdamConfig:
-    """Adam as the official code uses it."""
-
-    learning_rate: Annotated[float, Field(gt=0.0)] = 2e-4
-    """The base rate (`alpha`); the schedule multiplies it."""
-    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay of the first moment."""
-    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Decay of the second moment."""
-    epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
-    """Added to the root of the second moment."""
-    epsilon_placement: Literal["outside_correction", "inside_correction"] = "outside_correction"
-    """`outside_correction` (default, Chainer's Adam, the official code): step = rate * sqrt(1 - beta2^t) / (1 - beta1^t) *
-    m / (sqrt(v) + epsilon), as in the Adam paper's section 2, last paragraph. `inside_correction` (PyTorch, Adam paper's
-    algorithm 1): epsilon is added to the corrected root sqrt(v / (1 - beta2^t))."""
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
-class OptimizerConfig:
-    """The two players' optimizers."""
-
-    generator: AdamConfig = AdamConfig()
-    """The generator's."""
-    discriminator: AdamConfig = AdamConfig()
-    """The discriminator's."""
-
 
 class Player:
-    """A network with its optimizer.
+    """Networks with one optimizer.
 
-    `module` is the bare network; `network` is what the strategy wants called in a pass whose gradients are reduced.
-    `averaged` is the number of processes over which the strategy takes a mean of the gradients.
+    `modules` are the bare networks by name; `networks` are what the strategy wants called in a pass whose gradients are
+    reduced. `averaged` is the number of processes over which the strategy takes a mean of the gradients. The state's names
+    are PLAYER/TENSOR for one network, PLAYER/NETWORK/TENSOR for several.
     """
 
     def __init__(
         self,
         name: str,
-        module: nn.Module,
-        config: AdamConfig,
+        modules: Mapping[str, nn.Module],
+        config: AdamConfig | SGDConfig,
         launch: Launch,
         *,
         replicas: int = 1,
         deterministic: bool = False,
         speed: SpeedConfig = SpeedConfig(),  # noqa: B008 (frozen)
     ) -> None:
-        """`deterministic`: the gradient is summed over the `replicas` in their order, whatever the process count."""
+        """`deterministic`: the gradient is summed over the `replicas` in their order, whatever the process count.
+
+        Raises `SettingError` where the strategy cannot have these networks or this optimizer.
+        """
         self.name, self.config, self.launch, self.replicas = name, config, launch, replicas
         partitioned = launch.strategy in ("zero1", "zero2") and not deterministic
         # The layout that convolutions are fastest in; names, shapes and checkpoints do not know of it. ZeRO's flat
         # partitions have their own.
         layout = torch.channels_last if speed.channels_last and not partitioned else torch.contiguous_format
-        self.module = module.to(device=launch.device, memory_format=layout)  # type: ignore[call-overload]
-        self.network: nn.Module = self.module
-        self.optimizer = torch.optim.Adam(
-            self.module.parameters(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            fused=speed.fused_adam,
-        )
-        self.steps = 0
+        self.modules: dict[str, nn.Module] = {
+            network: module.to(device=launch.device, memory_format=layout)  # type: ignore[call-overload]
+            for network, module in modules.items()
+        }
+        self.networks = dict(self.modules)
+        self.optimizer = config.build([p for _, p in self.named_parameters()], fused=speed.fused_adam)
+        self._defaults = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
+        self.steps = {key: 0 for key, _ in self.named_parameters()}
+        """How often each parameter has moved."""
         self.deterministic = deterministic
         self.averaged = 1 if deterministic else launch.world_size
         self.zero: ZeroEngine | None = None
@@ -88,125 +60,209 @@ class Player:
         if deterministic:
             return
         if launch.strategy == "ddp":
-            # Buffers are not synchronised: what a pass changes does not depend on the process (models/replicas.py).
-            self.network = DistributedDataParallel(
-                self.module,
-                device_ids=[launch.local_rank] if launch.device.type == "cuda" else None,
-                forward_sync_buffers=False,
-                # Otherwise DDP orders its buckets anew after the first backward pass, and with three or more processes the
-                # order in which an element's addends meet depends on its place: a resumed run would have other bits.
-                find_unused_parameters=True,
-                gradient_as_bucket_view=True,
-            )
-            if speed.bf16_gradients:
-                self.network.register_comm_hook(None, bf16_compress_hook)
+            self.networks = {network: self._reduced(module, speed) for network, module in self.modules.items()}
         elif partitioned:
-            self.zero = ZeroEngine(name, self.module, self.optimizer, launch)
-            self.network = self.zero.network
+            self._partition()
+
+    def _reduced(self, module: nn.Module, speed: SpeedConfig) -> nn.Module:
+        """The network under DDP. Each network has its own, since every pass must reach all parameters that will move."""
+        launch = self.launch
+        # Buffers are not synchronised: what a pass changes does not depend on the process (models/replicas.py).
+        network = DistributedDataParallel(
+            module,
+            device_ids=[launch.local_rank] if launch.device.type == "cuda" else None,
+            forward_sync_buffers=False,
+            # Otherwise DDP orders its buckets anew after the first backward pass, and with three or more processes the
+            # order in which an element's addends meet depends on its place: a resumed run would have other bits.
+            find_unused_parameters=True,
+            gradient_as_bucket_view=True,
+        )
+        if speed.bf16_gradients:
+            network.register_comm_hook(None, bf16_compress_hook)
+        return network
+
+    def _partition(self) -> None:
+        if len(self.modules) > 1 or not isinstance(self.config, AdamConfig):
+            what = f"{len(self.modules)} networks" if len(self.modules) > 1 else f"the optimizer {self.config.name}"
+            raise SettingError(
+                f"optimizer: the player {self.name} has {what}, and the launch asks for {self.launch.strategy}, which takes "
+                "one network with Adam; launch with cluster/launch/ddp.yaml"
+            )
+        ((network, module),) = self.modules.items()
+        self.zero = ZeroEngine(self.name, module, self.optimizer, self.launch)
+        self.networks = {network: self.zero.network}
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters, by their names in the state behind PLAYER/."""
+        for network, module in self.modules.items():
+            for key, parameter in module.named_parameters():
+                yield self._key(network, key), parameter
+
+    def _key(self, network: str, key: str) -> str:
+        return key if len(self.modules) == 1 else f"{network}/{key}"
 
     def step(self, losses: Sequence[Tensor], rate_factor: float) -> None:
         """Minimise the sum of the losses of the held replicas by one update at `rate_factor` x base rate.
 
         The losses are weighted by `averaged / replicas`, so that the gradient is the mean over all replicas. One backward
-        pass goes through their sum: no strategy sees uneven accumulation.
+        pass goes through their sum: no strategy sees uneven accumulation. A parameter that no loss depends on stays.
         """
-        self.steps += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate_factor
-            group["eps"] = self.config.epsilon
-            if self.config.epsilon_placement == "outside_correction":
-                group["eps"] /= (1.0 - self.config.beta2**self.steps) ** 0.5
         if self.deterministic:
-            parameters = list(self.module.parameters())
+            parameters = [parameter for _, parameter in self.named_parameters()]
             gradients = fixed_order_gradients(losses, parameters, self.launch, self.replicas)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            self.optimizer.step()
+            self._update(rate_factor)
             return
         total = torch.zeros((), device=self.launch.device)
         for loss in losses:
             total = total + loss
         if self.zero:
+            steps = max(self.steps.values()) + 1
+            for group in self.optimizer.param_groups:
+                group.update(self.config.options(steps, rate_factor))
             self.zero.update(total)
+            self.steps = dict.fromkeys(self.steps, steps)
             return
         self.optimizer.zero_grad(set_to_none=True)
+        for _, parameter in self.named_parameters():
+            parameter.grad = None  # also of parameters that no group of the last update held
         if self.scaler:
-            self._scaled_step(self.scaler, total)
-            return
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+            self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        else:
+            total.backward()  # type: ignore[no-untyped-call]
+        self._update(rate_factor)
 
-    def _scaled_step(self, scaler: torch.amp.GradScaler, total: Tensor) -> None:
-        """fp16: a step whose scaled gradient overflows is left out, and the scale lowered; Adam's count stays with it."""
+    def _update(self, rate_factor: float) -> None:
+        """One step of every parameter that has a gradient, with the options of its own count."""
+        moving: dict[int, dict[str, nn.Parameter]] = {}
+        for key, parameter in self.named_parameters():
+            if parameter.grad is not None:
+                moving.setdefault(self.steps[key] + 1, {})[key] = parameter
+        self.optimizer.param_groups = [
+            {**self._defaults, **self.config.options(steps, rate_factor), "params": list(parameters.values())}
+            for steps, parameters in moving.items()
+        ]
+        if self.scaler and not self._scaled_step(self.scaler):
+            return
+        if not self.scaler:
+            self.optimizer.step()
+        for steps, parameters in moving.items():
+            self.steps |= dict.fromkeys(parameters, steps)
+
+    def _scaled_step(self, scaler: torch.amp.GradScaler) -> bool:
+        """fp16: a step whose scaled gradient overflows is left out, and the scale lowered. Whether it was taken."""
         before = scaler.get_scale()
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         scaler.step(self.optimizer)
         scaler.update()
-        if scaler.get_scale() < before:
-            self.steps -= 1
+        return scaler.get_scale() >= before
+
+    def forget(self) -> None:
+        """The optimizer starts anew: no moments, no counts. Raises `SettingError` under ZeRO."""
+        if self.zero:
+            raise SettingError(
+                f"optimizer: the method resets the optimizer of {self.name}, which {self.launch.strategy} cannot; launch with "
+                "cluster/launch/ddp.yaml"
+            )
+        self.optimizer.state.clear()
+        self.steps = dict.fromkeys(self.steps, 0)
 
     @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
-        """The bare network with gradients to its inputs only: how it is called in the other player's step."""
-        self.module.requires_grad_(False)
+    def frozen(self) -> Iterator[None]:
+        """Gradients to the inputs of the bare networks only: how they are called in another player's turn."""
+        for module in self.modules.values():
+            module.requires_grad_(False)
         try:
-            yield self.module
+            yield
         finally:
-            self.module.requires_grad_(True)
+            for module in self.modules.values():
+                module.requires_grad_(True)
+
+    @property
+    def _optimizer_name(self) -> str:
+        return f"{self.name}.{self.config.name}"
+
+    def takes(self, name: str) -> bool:
+        """Whether the state's tensor of this name is this player's to load."""
+        return name.partition("/")[0] in (self.name, self._optimizer_name, f"{self.name}.scaler")
 
     def state(self) -> dict[str, Tensor]:
-        """Logical state, by name, on the CPU: parameters, buffers, Adam's moments and its step count.
+        """Logical state, by name, on the CPU: parameters, buffers, the optimizer's moments and step counts.
 
-        Every process calls it, since ZeRO gathers its parts.
+        `step` is the largest count; parameters that moved less often have one of their own, `step/PARAMETER`. Every
+        process calls this, since ZeRO gathers its parts.
         """
-        state = {f"{self.name}/{key}": value for key, value in self.module.state_dict().items()}
+        state = {
+            f"{self.name}/{self._key(network, key)}": value
+            for network, module in self.modules.items()
+            for key, value in module.state_dict().items()
+        }
         if self.zero:
             moments = self.zero.moments()
         else:
             moments = {
-                f"{moment}/{key}": self.optimizer.state.get(parameter, {}).get(moment, torch.zeros_like(parameter))
-                for key, parameter in self.module.named_parameters()
-                for moment in MOMENTS
+                f"{moment}/{key}": self._moment(parameter, moment)
+                for key, parameter in self.named_parameters()
+                for moment in self.config.moments
             }
-        state |= {f"{self.name}.adam/{key}": value for key, value in moments.items()}
-        state[f"{self.name}.adam/step"] = torch.tensor(self.steps)
+        last = max(self.steps.values(), default=0)
+        counts = {f"step/{key}": torch.tensor(steps) for key, steps in self.steps.items() if steps != last}
+        counts["step"] = torch.tensor(last)
+        state |= {f"{self._optimizer_name}/{key}": value for key, value in (moments | counts).items()}
         if self.scaler:
             scaler = self.scaler.state_dict()
             state[f"{self.name}.scaler/scale"] = torch.tensor(scaler["scale"], dtype=torch.float64)
             state[f"{self.name}.scaler/growth_tracker"] = torch.tensor(scaler["_growth_tracker"])
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
-    def load(self, state: dict[str, Tensor]) -> None:
+    def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
+        found: Tensor | None = self.optimizer.state.get(parameter, {}).get(moment)
+        return torch.zeros_like(parameter) if found is None else found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` wrote; raises `CheckpointError` if a tensor is missing, left over or misshapen.
 
         The scale of fp16's losses is taken where there is one, and left behind where this launch has no scaler.
         """
-        mine = {key: value for key, value in state.items() if key.split("/")[0] in (self.name, f"{self.name}.adam")}
-        expected = {key: value for key, value in self.state().items() if not key.startswith(f"{self.name}.scaler/")}
+        scaler_prefix, counts_prefix = f"{self.name}.scaler/", f"{self._optimizer_name}/step/"
+        mine = {key: value for key, value in state.items() if self.takes(key) and not key.startswith(scaler_prefix)}
+        counts = {
+            key.removeprefix(counts_prefix): int(mine.pop(key)) for key in list(mine) if key.startswith(counts_prefix)
+        }
+        unknown = sorted(counts.keys() - self.steps.keys())
+        if unknown:
+            raise CheckpointError(
+                f"{self.name}: the checkpoint has a tensor {counts_prefix}{unknown[0]} that this model lacks; check the "
+                "settings"
+            )
+        expected = {
+            key: value for key, value in self.state().items() if not key.startswith((scaler_prefix, counts_prefix))
+        }
         check_names(expected, mine, self.name)
-        self.steps = int(mine[f"{self.name}.adam/step"])
+        last = int(mine[f"{self._optimizer_name}/step"])
+        self.steps = {key: counts.get(key, last) for key in self.steps}
         with torch.no_grad():
-            for key, value in self.module.state_dict().items():
-                value.copy_(mine[f"{self.name}/{key}"])
-        if self.scaler and f"{self.name}.scaler/scale" in state:
+            for network, module in self.modules.items():
+                for key, value in module.state_dict().items():
+                    value.copy_(mine[f"{self.name}/{self._key(network, key)}"])
+        if self.scaler and f"{scaler_prefix}scale" in state:
             scaler = self.scaler.state_dict()
-            scaler["scale"] = state[f"{self.name}.scaler/scale"].item()
-            scaler["_growth_tracker"] = int(state[f"{self.name}.scaler/growth_tracker"])
+            scaler["scale"] = state[f"{scaler_prefix}scale"].item()
+            scaler["_growth_tracker"] = int(state[f"{scaler_prefix}growth_tracker"])
             self.scaler.load_state_dict(scaler)
+        prefix = f"{self._optimizer_name}/"
         if self.zero:
-            prefix = f"{self.name}.adam/"
-            self.zero.load({key.removeprefix(prefix): value for key, value in mine.items()}, self.steps)
+            self.zero.load({key.removeprefix(prefix): value for key, value in mine.items()}, last)
             return
-        for key, parameter in self.module.named_parameters():
+        for key, parameter in self.named_parameters():
             # `zeros_like` keeps the parameter's memory layout, which the fused kernel relies on.
-            moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
-            for name, moment in moments.items():
-                moment.copy_(mine[f"{self.name}.adam/{name}/{key}"])
-            step = torch.tensor(float(self.steps), device=parameter.device)
-            self.optimizer.state[parameter] = {"step": step, **moments}
+            moments = {moment: torch.zeros_like(parameter) for moment in self.config.moments}
+            for moment, value in moments.items():
+                value.copy_(mine[f"{prefix}{moment}/{key}"])
+            self.optimizer.state[parameter] = self.config.state(self.steps[key], moments)
 
 
-def check_names(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
+def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
     """Raise `CheckpointError`, naming the first tensor that differs, unless both have the same names and shapes."""
     for key in sorted(expected.keys() | found.keys()):
         if key not in found:

@@ -55,6 +55,12 @@ class Launch:
         start = self.rank * base + min(self.rank, extra)
         return range(start, start + base + (self.rank < extra))
 
+    def owner(self, replica: int, replicas: int) -> int:
+        """The rank of the process that runs a replica."""
+        base, extra = divmod(replicas, self.world_size)
+        first = extra * (base + 1)  # the replicas of the processes that hold one more
+        return replica // (base + 1) if replica < first else extra + (replica - first) // base
+
 
 def read_launch() -> Launch:
     """Read the launch from the environment that `accelerate launch` (or torchrun) set; starts nothing.
@@ -232,7 +238,7 @@ def share_from_main(launch: Launch, tensors: dict[str, Tensor] | None) -> dict[s
             tensor = torch.empty(shape, dtype=dtype, device=launch.device)
         else:
             tensor = tensors[name].to(launch.device).contiguous()
-        dist.broadcast(tensor, src=0)
+        dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)  # bytes: every type can be sent
         shared[name] = tensor.cpu()
     return shared
 

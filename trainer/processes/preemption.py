@@ -11,7 +11,6 @@ The marker is `preempted.json` in the run's folder: exit codes do not survive th
 """
 
 import json
-import logging
 import os
 import signal
 import threading
@@ -23,8 +22,6 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from trainer.foundation.stores import Store
-
-logger = logging.getLogger(__name__)
 
 STOP_FILE = "STOP"
 MARKER = "preempted.json"

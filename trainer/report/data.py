@@ -11,17 +11,16 @@ import yaml
 
 from trainer.foundation.errors import TrainerError
 from trainer.foundation.stores import Store
+from trainer.metrics.measures import outcomes
 from trainer.metrics.publish import PICTURES
 from trainer.metrics.records import FILE, read_records
 
 Record = dict[str, Any]
-# What may differ between two measurements that can be compared all the same.
 _INCIDENTAL = {
     "value", "iteration", "state_sha256", "seconds", "when", "device", "processes", "warning", "settings_digest",
-    "code_version", "per_class", "diversity", "diversity_per_class", "deviation", "share_of_classes_below", "accuracy",
-    "better_at_full_resolution", "median_distance_over_real", "classes_above_1%_accuracy_if_alike",
-    "classes_above_1%_accuracy_if_varied", "measure", "unit", "better", "classifier", "features",
+    "code_version", "measure", "unit", "better", "classifier", "features",
 }  # fmt: skip
+"""What may differ between two measurements that can be compared all the same, whatever the measure."""
 
 
 @dataclass
@@ -118,7 +117,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def differences(records: Sequence[Record]) -> list[str]:
     """The small print in which records differ, and which makes their values incomparable; empty if they can be compared."""
-    names = sorted({name for record in records for name in record} - _INCIDENTAL)
+    names = sorted({name for record in records for name in record} - _INCIDENTAL - outcomes())
     return [name for name in names if len({json.dumps(record.get(name), sort_keys=True) for record in records}) > 1]
 
 

@@ -1,11 +1,12 @@
 """The report as one HTML page that needs nothing else: pictures inside, curves as SVG, no script, no address."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 
 from trainer.checkpoint.format import code_version
+from trainer.metrics.measures import column, note, titles
 from trainer.report.before_after import stage_section
 from trainer.report.charts import Series, colour_of, line_chart, scatter_chart
 from trainer.report.data import Record, RunData, differences, differing_settings
@@ -33,20 +34,6 @@ svg .reference { stroke: currentColor; stroke-dasharray: 4 3; opacity: .7; } svg
 .bar { display: inline-block; height: .7em; border-radius: .15em; margin-right: .4em; vertical-align: baseline; }
 details { margin: .4rem 0; } summary { cursor: pointer; } pre { overflow-x: auto; font-size: .8rem; }
 """
-TITLES = {
-    "inception_score": "Inception Score",
-    "frechet_distance": "Fréchet distance (FID with TF-Inception)",
-    "intra_frechet_distance": "Fréchet distance within classes, mean (intra-FID with TF-Inception)",
-    "kernel_distance": "kernel distance (KID)",
-    "precision": "precision",
-    "recall": "recall",
-    "class_accuracy": "class accuracy",
-    "accuracy_kept_at_lowest_resolution": "accuracy kept at the lowest resolution",
-    "ms_ssim": "MS-SSIM within classes",
-    "accuracy_ms_ssim_correlation": "correlation of accuracy and MS-SSIM over classes",
-    "near_copies_pixels": "near copies of training images, in pixels",
-    "near_copies_features": "near copies of training images, in features",
-}
 PICTURES = {
     "samples": "Samples, a row per class, fixed latents",
     "interpolation": "From one latent vector to another, within a class",
@@ -115,7 +102,9 @@ def value_text(record: Record | None) -> str:
 def _comparison(runs: Sequence[RunData]) -> str:
     """A row per measure, a column per run, and what must be known beside them."""
     newest = [run.newest() for run in runs]
-    measures = [name for name in TITLES if any(name in found for found in newest)]
+    known = titles()
+    measures = [name for name in known if any(name in found for found in newest)]
+    measures += sorted({name for found in newest for name in found} - set(known))
     if not measures:
         return "<p>Nothing was measured yet: <code>python -m trainer.evaluate RUN</code>.</p>"
     head = "".join(f"<th>{escape(run.name)}</th>" for run in runs)
@@ -130,10 +119,11 @@ def _comparison(runs: Sequence[RunData]) -> str:
             chosen = best is not None and record is not None and record.get("value") == best
             at = f"<br><small>at {record['iteration']:,}</small>" if record else ""
             cells.append(f'<td class="number{" best" if chosen else ""}">{escape(value_text(record))}{at}</td>')
-        note = _note(present[-1])
+        small = _note(measure, present[-1])
         if differ:
-            note += f' <span class="bad">not comparable: {escape(", ".join(differ))} differ</span>'
-        rows.append(f"<tr><th>{escape(TITLES[measure])}</th>{''.join(cells)}<td><small>{note}</small></td></tr>")
+            small += f' <span class="bad">not comparable: {escape(", ".join(differ))} differ</span>'
+        title = escape(known.get(measure, measure))
+        rows.append(f"<tr><th>{title}</th>{''.join(cells)}<td><small>{small}</small></td></tr>")
     table = f"<table><tr><th>measure</th>{head}<th>small print</th></tr>{''.join(rows)}</table>"
     return f'<h2>Measures</h2><div class="wide">{table}</div>'
 
@@ -144,7 +134,7 @@ def _best(records: Sequence[Record]) -> float | None:
     return None if not values or not better else max(values) if better == "higher" else min(values)
 
 
-def _note(record: Record) -> str:
+def _note(measure: str, record: Record) -> str:
     """The short form of the small print."""
     parts = []
     for name, words in (
@@ -165,9 +155,8 @@ def _note(record: Record) -> str:
         parts.append(f"real images {record['real_images']:.3g}")
     if record.get("expected_without_copying") is not None:
         parts.append("about 1% if nothing is copied")
-    if record.get("resolutions"):
-        triples = zip(record["resolutions"], record["accuracy"], record["real_accuracy"], strict=True)
-        parts.append(", ".join(f"{r} px: {ours:.1%} (real {real:.1%})" for r, ours, real in triples))
+    if special := note(measure, record):
+        parts.append(special)
     parts.append("moving average" if record.get("moving_average") else "plain weights")
     parts.append(f"batch norm: {record.get('batch_norm', '?')}")
     return escape("; ".join(parts))
@@ -179,7 +168,7 @@ def _figure(title: str, chart: str) -> str:
 
 def _measure_curves(runs: Sequence[RunData]) -> str:
     figures = []
-    for measure, title in TITLES.items():
+    for measure, title in titles().items():
         series = [Series(run.name, colour_of(n), run.history(measure)) for n, run in enumerate(runs)]
         if any(len(entry.points) > 1 for entry in series):
             real = [
@@ -192,58 +181,66 @@ def _measure_curves(runs: Sequence[RunData]) -> str:
 
 
 def _per_class(runs: Sequence[RunData]) -> str:
-    """Accuracy and MS-SSIM of each class, and one against the other."""
-    accuracy = [run.newest().get("class_accuracy", {}).get("per_class") or {} for run in runs]
-    alike = [run.newest().get("ms_ssim", {}).get("per_class") or {} for run in runs]
-    distance = [run.newest().get("intra_frechet_distance", {}).get("per_class") or {} for run in runs]
-    real = next((r.newest()["ms_ssim"].get("real_per_class") for r in runs if "ms_ssim" in r.newest()), None) or {}
-    classes = list(dict.fromkeys(name for table in (*accuracy, *alike, *distance) for name in table))
+    """Every measurement's values per class, and accuracy against MS-SSIM."""
+    newest = [run.newest() for run in runs]
+    names = [name for name in titles() if any(_values(found, name) for found in newest)]
+    classes = list(dict.fromkeys(key for name in names for found in newest for key in _values(found, name)))
     if not classes:
         return ""
-    points = [
-        Series(
-            run.name,
-            colour_of(n),
-            [(alike[n][k], accuracy[n][k]) for k in classes if k in alike[n] and k in accuracy[n]],
-            [f"{run.name}: {k}, MS-SSIM {alike[n][k]:.2f}, accuracy {accuracy[n][k]:.1%}" for k in classes
-             if k in alike[n] and k in accuracy[n]],
-        )
-        for n, run in enumerate(runs)
-    ]  # fmt: skip
-    parts = ["<h2>Classes</h2>"]
-    if any(series.points for series in points):
-        threshold = next((r.newest()["ms_ssim"].get("threshold") for r in runs if "ms_ssim" in r.newest()), None)
-        chart = scatter_chart(
-            "accuracy against MS-SSIM", points, "MS-SSIM (higher: less varied)", "class accuracy", threshold
-        )
-        title = "Accuracy against MS-SSIM; dashed: the least varied real class"
-        parts.append(f'<div class="charts">{_figure(title, chart)}</div>')
-    rows = []
-    for name in classes:
-        cells = [
-            *(_bar(table.get(name), colour_of(n), percent=True) for n, table in enumerate(accuracy) if any(accuracy)),
-            *(_bar(table.get(name), colour_of(n), percent=False) for n, table in enumerate(alike) if any(alike)),
-        ]
-        if real:
-            cells.append(_bar(real.get(name), "#888", percent=False))
-        cells += [f'<td class="number">{table[name]:.4g}</td>' if table.get(name) is not None else "<td>-</td>"
-                  for table in distance if any(distance)]  # fmt: skip
-        rows.append(f"<tr><th>{escape(name)}</th>{''.join(cells)}</tr>")
-    groups = [("accuracy", any(accuracy)), ("MS-SSIM", any(alike))]
-    head = "".join(
-        f"<th>{title}<br><small>{escape(r.name)}</small></th>" for title, there in groups if there for r in runs
+    scatter = _accuracy_against_ms_ssim(runs, classes)
+    columns = [entry for name in names for entry in _columns(name, runs)]
+    head = "".join(f"<th>{escape(title)}<br><small>{escape(below)}</small></th>" for title, below, _ in columns)
+    rows = "".join(
+        f"<tr><th>{escape(key)}</th>{''.join(cells.get(key, '<td>-</td>') for _, _, cells in columns)}</tr>"
+        for key in classes
     )
-    head += "<th>MS-SSIM<br><small>real images</small></th>" if real else ""
-    head += "".join(f"<th>Fréchet<br><small>{escape(r.name)}</small></th>" for r in runs if any(distance))
-    table = f'<div class="wide"><table><tr><th>class</th>{head}</tr>{"".join(rows)}</table></div>'
-    folded = len(classes) > 40
-    parts.append(f"<details><summary>{len(classes)} classes</summary>{table}</details>" if folded else table)
-    return "\n".join(parts)
+    table = f'<div class="wide"><table><tr><th>class</th>{head}</tr>{rows}</table></div>'
+    folded = f"<details><summary>{len(classes)} classes</summary>{table}</details>" if len(classes) > 40 else table
+    return "\n".join(["<h2>Classes</h2>", *scatter, folded])
 
 
-def _bar(value: float | None, colour: str, percent: bool) -> str:
-    if value is None:
-        return "<td>-</td>"
+def _values(found: Mapping[str, Record], name: str, field: str = "per_class") -> dict[str, float]:
+    """The values per class of the measurement `name`; classes without one are left out."""
+    values = found.get(name, {}).get(field) or {}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _columns(name: str, runs: Sequence[RunData]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """A measurement's columns in the table of classes: head, what is below it, and the cells by class.
+
+    Shares are bars in percent; values that are known of real images too are bars, with a column of those; others are numbers.
+    """
+    title = column(name) or name
+    newest = [run.newest() for run in runs]
+    real: dict[str, float] = next(filter(None, (_values(found, name, "real_per_class") for found in newest)), {})
+    percent = any(found.get(name, {}).get("unit") == "%" for found in newest)
+    for number, (run, found) in enumerate(zip(runs, newest, strict=True)):
+        values, colour = _values(found, name), colour_of(number)
+        if percent or real:
+            yield title, run.name, {key: _bar(value, colour, percent) for key, value in values.items()}
+        else:
+            yield title, run.name, {key: f'<td class="number">{value:.4g}</td>' for key, value in values.items()}
+    if real:
+        yield title, "real images", {key: _bar(value, "#888", percent) for key, value in real.items()}
+
+
+def _accuracy_against_ms_ssim(runs: Sequence[RunData], classes: Sequence[str]) -> list[str]:
+    """The chart, where both were measured."""
+    points = []
+    for number, run in enumerate(runs):
+        accuracy, alike = (_values(run.newest(), name) for name in ("class_accuracy", "ms_ssim"))
+        both = [key for key in classes if key in accuracy and key in alike]
+        labels = [f"{run.name}: {key}, MS-SSIM {alike[key]:.2f}, accuracy {accuracy[key]:.1%}" for key in both]
+        points.append(Series(run.name, colour_of(number), [(alike[key], accuracy[key]) for key in both], labels))
+    if not any(series.points for series in points):
+        return []
+    threshold = next((r.newest()["ms_ssim"].get("threshold") for r in runs if "ms_ssim" in r.newest()), None)
+    words = ("accuracy against MS-SSIM", points, "MS-SSIM (higher: less varied)", "class accuracy", threshold)
+    title = "Accuracy against MS-SSIM; dashed: the least varied real class"
+    return [f'<div class="charts">{_figure(title, scatter_chart(*words))}</div>']
+
+
+def _bar(value: float, colour: str, percent: bool) -> str:
     width = 60 * min(max(value, 0.0), 1.0)
     text = f"{value:.1%}" if percent else f"{value:.2f}"
     return f'<td><span class="bar" style="width:{width:.0f}px;background:{colour}"></span>{text}</td>'

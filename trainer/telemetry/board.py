@@ -2,10 +2,10 @@
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data_pipeline.storage.files import replace_file, written_aside
+from trainer.foundation.log import run_log
 from trainer.foundation.pictures import draw_grid
 
-log = logging.getLogger("menagerie")
+logger = logging.getLogger("menagerie")
 
 
 class Telemetry:
@@ -33,15 +35,12 @@ class Telemetry:
         self._metrics_file = folder / "metrics.jsonl"
         _drop_records_from(self._metrics_file, iteration)
         folder.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder / "log.txt")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(handler)
-        self._handler = handler
-        self._services = _Services(self)
-        logging.getLogger("trainer").addHandler(self._services)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1 if iteration else None)
         self.board.add_custom_scalars(CURVES)
         self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
+        self._logging = ExitStack()
+        self._log = self._logging.enter_context(run_log(str(folder)))
+        self._log.open_in(folder, self.bar.write if self.bar else None)  # a bar's own write does not tear it
 
     def text(self, name: str, text: str, iteration: int) -> None:
         """A text for TensorBoard's text page."""
@@ -54,25 +53,21 @@ class Telemetry:
         with self._metrics_file.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
 
-    def status(self, iteration: int, values: Mapping[str, float], note: str = "") -> None:
-        """One status line; `note` is put at its end."""
+    def status(self, iteration: int, values: Mapping[str, float], players: Sequence[str], note: str = "") -> None:
+        """One status line with the players' losses and the first one's learning rate; `note` is put at its end."""
         done = max(iteration - self._start_iteration, 1)
         remaining = (time.monotonic() - self._start_time) / done * (self.total - iteration)
         line = (
             f"iteration {iteration:,}/{self.total:,} | images {values['progress/real_images']:,.0f} | "
             f"{values['speed/images_per_second']:.1f} images/s | wait {values['speed/data_wait_share']:.1%} | "
-            f"D {values['loss/discriminator']:.3f} G {values['loss/generator']:.3f} | "
-            f"lr {values['learning_rate/generator']:.2e} | left {_duration(remaining)}{note}"
+            f"{_losses(values, players)} | lr {values[f'learning_rate/{players[0]}']:.2e} | "
+            f"left {_duration(remaining)}{note}"
         )
         self.say(line)
 
     def say(self, line: str) -> None:
-        """A line for the terminal and log.txt; does not tear a progress bar."""
-        if self.bar is None:
-            print(line, flush=True)
-        else:
-            self.bar.write(line)
-        log.warning("%s", line)
+        """A line for the terminal and log.txt."""
+        logger.info("%s", line)
 
     def advance(self) -> None:
         """One iteration is done."""
@@ -82,11 +77,8 @@ class Telemetry:
     def grid(self, iteration: int, images: Tensor, names: Sequence[str]) -> None:
         """A grid of uint8 images [rows, columns, c, h, w], a row per class, to samples/ and TensorBoard."""
         picture = draw_grid(images, names)
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        temporary = folder / f".{iteration:08d}.png"
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, folder / f"{iteration:08d}.png")
+        with written_aside(self.folder / "samples" / f"{iteration:08d}.png") as part:
+            picture.save(part, format="PNG")
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         self.board.add_image("samples", pixels.view(picture.height, picture.width, 3), iteration, dataformats="HWC")
 
@@ -101,20 +93,8 @@ class Telemetry:
         self.board.close()
         if self.bar is not None:
             self.bar.close()
-        logging.getLogger("trainer").removeHandler(self._services)
-        log.removeHandler(self._handler)
-        self._handler.close()
-
-
-class _Services(logging.Handler):
-    """What checkpoints and stores warn of, said like any other line."""
-
-    def __init__(self, telemetry: Telemetry) -> None:
-        super().__init__(logging.WARNING)
-        self._telemetry = telemetry
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._telemetry.say(f"{record.levelname.lower()}: {record.getMessage()}")
+        self._log.close_file()
+        self._logging.close()
 
 
 CURVES = {
@@ -139,6 +119,13 @@ CURVES = {
 }
 
 
+def _losses(values: Mapping[str, float], players: Sequence[str]) -> str:
+    """The players' losses, the last player's first, by initials where these tell the players apart."""
+    initials = [player[0].upper() for player in players]
+    short = dict(zip(players, initials if len(set(initials)) == len(players) else players, strict=True))
+    return " ".join(f"{short[p]} {values[f'loss/{p}']:.3f}" for p in reversed(players) if f"loss/{p}" in values)
+
+
 def _drop_records_from(path: Path, iteration: int) -> None:
     if not path.exists():
         return
@@ -150,9 +137,7 @@ def _drop_records_from(path: Path, iteration: int) -> None:
             continue  # the last line of a killed attempt
         if record["iteration"] <= iteration:
             kept.append(line + "\n")
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    replace_file(path, "".join(kept).encode())
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,7 @@ from typing import Self
 
 from trainer.foundation.stores import Store
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("menagerie.telemetry")
 
 _APPENDED = ("metrics.jsonl", "log.txt")  # go on where the last start left them
 

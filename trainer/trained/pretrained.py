@@ -1,4 +1,4 @@
-"""A trained generator with all that its use takes: settings, class names, where it comes from.
+"""A trained generator with all that its use takes: the sampler, class names, where it comes from.
 
 In Python:
 
@@ -6,183 +6,100 @@ In Python:
     images = generator.sample(["tabby", "lifeboat"], seed=1)     # [2, 3, 128, 128], in [-1, 1]
 """
 
-import contextlib
-import difflib
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
 from trainer.foundation import keys
-from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
-from trainer.models import GeneratorConfig, ModelConfig, build_generator
-from trainer.models.layers import BatchNorm2d
+from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
+from trainer.methods.sampling import ClassConditions, LatentSampler, Truncating, number_of
+from trainer.trained.exports import (
+    WEIGHTS_FILE,
+    Described,
+    describe_latent_sampler,
+    describe_method,
+    read_export,
+    write_export,
+)
+from trainer.trained.sampling import CHUNK, device_of, samples_of
 
 if TYPE_CHECKING:
-    from trainer.trained.runs import TrainedGenerator
-
-FORMAT, VERSION = "menagerie-generator", 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+    from trainer.trained.runs import Trained
 
 
 @dataclass
 class Generator:
-    """A generator in evaluation mode."""
+    """A sampler whose networks are in evaluation mode, for use outside a training."""
 
-    module: nn.Module
-    model: ModelConfig
-    config: GeneratorConfig
-    class_names: tuple[str, ...] = ()
-    """One per class; empty where they are not known."""
-    class_ids: tuple[str, ...] = ()
-    """The classes' identifiers in the data (WordNet ids for ImageNet); empty where they are not known."""
+    sampler: Sampler
+    described: Described
+    """How an export says it, see `trainer.trained.exports`."""
+    classes: ClassNames = NO_NAMES
+    """Names and identifiers of the classes; empty where they are not known."""
     training: dict[str, Any] = field(default_factory=dict)
     """Where the weights come from: iteration, moving average or not, sha256 of the checkpoint's state."""
 
     @classmethod
     def from_pretrained(cls, path: str, device: torch.device | str = "cpu") -> "Generator":
         """Load what `python -m trainer.export` wrote at `path`, a folder or an fsspec URL; raises CheckpointError."""
-        store = Store(path)
-        try:
-            described = json.loads(store.get(CONFIG_FILE))
-            weights = safetensors.torch.load(store.get(WEIGHTS_FILE))
-            if described["format"] != FORMAT or described["version"] != VERSION:
-                raise ValueError(f"its format is {described['format']} {described['version']}")
-            model = TypeAdapter(ModelConfig).validate_python(described["model"])
-            config: GeneratorConfig = TypeAdapter(GeneratorConfig).validate_python(described["generator"])
-            module = build_generator(config, model)
-            module.load_state_dict(weights)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{path}: is no exported generator, {CONFIG_FILE} or {WEIGHTS_FILE} is missing ({error}); "
-                "give a folder that `python -m trainer.export` wrote"
-            ) from None
-        except (ValueError, KeyError, TypeError, RuntimeError, ValidationError, safetensors.SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{path}: cannot be read as an exported generator ({reason}); export it again"
-            ) from None
-        return cls(
-            module.to(device).eval().requires_grad_(False),
-            model,
-            config,
-            tuple(described["class_names"]),
-            tuple(described["class_ids"]),
-            described["training"],
-        )
+        sampler, described, classes, training = read_export(path)
+        return cls(sampler, described, classes, training).to(device)
 
     def save_pretrained(self, path: str) -> None:
         """Write config.json and model.safetensors to `path`, a folder or an fsspec URL."""
-        described = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": TypeAdapter(ModelConfig).dump_python(self.model, mode="json"),
-            "generator": TypeAdapter(GeneratorConfig).dump_python(self.config, mode="json"),
-            "class_names": list(self.class_names),
-            "class_ids": list(self.class_ids),
-            "training": self.training,
-        }
-        state = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
-        store = Store(path)
-        store.put(WEIGHTS_FILE, safetensors.torch.save(state, metadata={"format": "pt"}))
-        store.put(CONFIG_FILE, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
+        write_export(path, self.described, self.sampler.networks, self.classes, self.training)
+
+    def to(self, device: torch.device | str) -> "Generator":
+        """Move the networks; returns the generator itself."""
+        for network in self.sampler.networks.values():
+            network.to(device)
+        return self
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return device_of(self.sampler)
 
-    def label(self, name: str | int) -> int:
-        """The number of the class called `name`: its name, a comma-separated part of it, its identifier, or its number.
+    def latents(self, condition: Tensor, count: int, seed: int, truncation: float | None = None) -> Tensor:
+        """Latents [count, ...] of a condition: a function of the seed and the condition alone, the first n of more are the
+        same.
 
-        Raises SettingError with the closest name.
+        truncation: see the method's sampler. Raises `SettingError` if it has none.
         """
-        number = _number(str(name))
-        if number is not None and 0 <= number < max(self.model.classes, 1):
-            return number
-        if number is not None:
-            raise SettingError(f"classes: there is no class {number}; give a number from 0 to {self.model.classes - 1}")
-        asked = str(name).strip().casefold()
-        spoken = [[entry.casefold(), *_parts(entry)] for entry in self.class_names]
-        for found in (
-            [i for i, entry in enumerate(self.class_ids) if entry.casefold() == asked],
-            [i for i, names in enumerate(spoken) if names[0] == asked],
-            [i for i, names in enumerate(spoken) if asked in names],
-        ):
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise SettingError(
-                    f"classes: {str(name)!r} names the classes {' and '.join(map(str, found))}; give the number"
-                )
-        if not self.class_names:
-            raise SettingError(f"classes: {str(name)!r} cannot be looked up, no class names are known; give the number")
-        close = difflib.get_close_matches(asked, [n for names in spoken for n in names], 1, 0.5)
-        advice = f"did you mean {close[0]!r}?" if close else f"the first are {', '.join(self.class_names[:5])}"
-        raise SettingError(f"classes: there is no class {str(name)!r}; {advice}")
+        sampler = self.sampler
+        if truncation is not None:
+            if not isinstance(sampler, Truncating):
+                raise SettingError("truncation: this generator's method has none; leave it out")
+            sampler = sampler.truncated(truncation)
+        source = keys.generator(seed, "sample", replica=number_of(condition))
+        return torch.cat([sampler.draw(source, 1) for _ in range(count)]).to(self.device)
 
-    def name_of(self, label: int) -> str:
-        """A short name for pictures and folders: the first part of the class's name, or its number."""
-        return self.class_names[label].split(",")[0] if self.class_names else f"class {label}"
+    def make(
+        self, latents: Tensor, conditions: Tensor, batch_size: int = CHUNK, batch_statistics: bool = False
+    ) -> Tensor:
+        """Samples [n, ...] for latents [n, ...] and conditions [n, ...], on the networks' device; images are in [-1, 1].
 
-    def latents(self, label: int, count: int, seed: int, truncation: float | None = None) -> Tensor:
-        """Latents [count, Z] of a class: a function of the seed and the label alone, the first n of more are the same.
-
-        truncation: entries of N(0, 1) beyond it are drawn again (Brock et al. 2019); U(-1, 1) is scaled by it.
+        batch_statistics: batch norm normalises with the current batch, not with the running statistics.
         """
-        source = keys.generator(seed, "sample", replica=label)
-        rows = []
-        for _ in range(count):
-            z = keys.draw_latents(source, 1, self.model.latent_dim, self.model.latent_distribution)
-            if truncation is not None and self.model.latent_distribution == "uniform":
-                z *= truncation
-            elif truncation is not None:
-                while (beyond := z.abs() > truncation).any():
-                    z = torch.where(beyond, torch.randn(z.shape, generator=source), z)
-            rows.append(z)
-        return torch.cat(rows).to(self.device)
-
-    @torch.no_grad()
-    def images(self, latents: Tensor, labels: Tensor, batch_size: int = 50, batch_statistics: bool = False) -> Tensor:
-        """Images [n, C, H, W] in [-1, 1] for latents [n, Z] and labels int64 [n] or class weights [n, K], on the CPU.
-
-        batch_statistics: batch norm normalises with the batch at hand, not with the running statistics.
-        """
-        with self._statistics(batch_statistics):
-            made = [
-                self.module(z, y)
-                for z, y in zip(torch.split(latents, batch_size), torch.split(labels, batch_size), strict=True)
-            ]
-        return torch.cat(made)
+        return samples_of(self.sampler, latents, conditions, batch_size, batch_statistics)
 
     def sample(
         self, classes: Sequence[str | int], count: int = 1, seed: int = 0, truncation: float | None = None
     ) -> Tensor:
-        """`count` images of each class, one class after another: [len(classes) * count, C, H, W] in [-1, 1]."""
-        labels = [self.label(name) for name in classes]
-        latents = torch.cat([self.latents(label, count, seed, truncation) for label in labels])
-        return self.images(latents, torch.tensor(labels, device=self.device).repeat_interleave(count))
+        """`count` samples of each class (or of each condition that the method can read), one class after another.
 
-    @contextlib.contextmanager
-    def _statistics(self, of_the_batch: bool) -> Iterator[None]:
-        norms = [layer for layer in self.module.modules() if isinstance(layer, BatchNorm2d)]
-        for norm in norms if of_the_batch else ():
-            norm.train()
-            norm.update_statistics = False
-        try:
-            yield
-        finally:
-            for norm in norms if of_the_batch else ():
-                norm.eval()
-                norm.update_statistics = True
+        Images are [len(classes) * count, C, H, W] in [-1, 1]. Raises `SettingError` with the closest name.
+        """
+        chosen = torch.stack([self.sampler.conditions.parse(str(name)) for name in classes])
+        latents = torch.cat([self.latents(condition, count, seed, truncation) for condition in chosen])
+        return self.make(latents, chosen.repeat_interleave(count, 0))
 
 
 def open_generator(
@@ -196,38 +113,39 @@ def open_generator(
         if iteration is not None or average is not None:
             raise SettingError(f"RUN_OR_EXPORT: {source} is an export; a checkpoint can be chosen in a run alone")
         return Generator.from_pretrained(source, device)
-    from trainer.trained.runs import load_generator  # an export is read without the trainer's configuration
+    from trainer.trained.runs import load_trained  # an export is read without the trainer's configuration
 
-    trained = load_generator(source, iteration, average)
-    names, ids = _class_names(trained)
-    known = len(names) == trained.config.model.classes
-    return Generator(
-        trained.module.to(device),
-        trained.config.model,
-        trained.config.generator,
-        names if known else (),
-        ids if known else (),
-        {"iteration": trained.iteration, "moving_average": trained.averaged, "state_sha256": trained.state_sha256},
-    )
+    trained = load_trained(source, iteration, average)
+    classes = _class_names(trained)
+    sampler = trained.sampler(classes)
+    training = {
+        "iteration": trained.iteration,
+        "moving_average": trained.averaged,
+        "state_sha256": trained.state_sha256,
+    }
+    return Generator(sampler, _describe(trained, sampler), classes, training).to(device)
 
 
-def _class_names(trained: "TrainedGenerator") -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and identifiers from the checkpoint, else from the shards' manifest, where it can be reached."""
-    if trained.info.get("class_names"):
-        return tuple(trained.info["class_names"]), tuple(trained.info.get("class_ids", ()))
-    try:
-        manifest = select_classes(load_manifest(trained.config.data.shards), trained.config.data.classes)
-    except DataError:
-        return (), ()
-    return manifest.class_names, tuple(entry.id for entry in manifest.classes)
+def _describe(trained: "Trained", sampler: Sampler) -> Described:
+    """Version 1 where the sections `model` and `generator` are enough to build the sampler again, else version 2."""
+    config = trained.config
+    plain = type(sampler) is LatentSampler and type(sampler.conditions) is ClassConditions
+    if plain and list(sampler.networks) == ["generator"] and config.generator is not None:
+        return describe_latent_sampler(config.model, config.generator)
+    from trainer.trained.runs import Recipe
+
+    settings = Recipe.of(config).plain()
+    return describe_method(settings.pop("objective"), settings, list(sampler.networks))
 
 
-def _parts(name: str) -> list[str]:
-    return [part.strip().casefold() for part in name.split(",")]
-
-
-def _number(text: str) -> int | None:
-    try:
-        return int(text)
-    except ValueError:
-        return None
+def _class_names(trained: "Trained") -> ClassNames:
+    """From the checkpoint, else from the shards' manifest, where it can be reached; one per class of the model, or none."""
+    info, config = trained.info, trained.config
+    found = ClassNames(tuple(info.get("class_names") or ()), tuple(info.get("class_ids", ())))
+    if not found.names:
+        try:
+            manifest = select_classes(load_manifest(config.data.shards), config.data.classes)
+        except DataError:
+            return NO_NAMES
+        found = ClassNames(manifest.class_names, tuple(entry.id for entry in manifest.classes))
+    return found if len(found.names) == config.model.classes else NO_NAMES

@@ -1,21 +1,65 @@
-"""A finished or running run, read from outside: its settings and the generator of one of its checkpoints."""
+"""A finished or running run, read from outside: its settings and the sampler of one of its checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
 from torch import nn
 
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import Config, config_from_tree
 from trainer.foundation.errors import CheckpointError
-from trainer.models import build_generator
+from trainer.methods import ObjectiveConfig
+from trainer.methods.problem import Problem
+from trainer.methods.protocol import NO_NAMES, ClassNames, Method, Sampler
+from trainer.methods.schedule import BatchConfig, ScheduleConfig
+from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
+from trainer.trained.real import bind_data
+from trainer.trained.weights import below, put_weights
 
 
 @dataclass(frozen=True)
-class TrainedGenerator:
-    """A generator in evaluation mode, and where it comes from."""
+class Recipe:
+    """The settings that a method's networks are built from: a part of `Config`, and what an export keeps of it."""
 
-    module: nn.Module
+    objective: ObjectiveConfig
+    model: ModelConfig
+    batch: BatchConfig
+    schedule: ScheduleConfig
+    generator: GeneratorConfig | None = None
+    discriminator: DiscriminatorConfig | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> "Recipe":
+        """The recipe of an experiment."""
+        return cls(
+            config.objective, config.model, config.batch, config.schedule, config.generator, config.discriminator
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, every default written out."""
+        tree: dict[str, Any] = TypeAdapter(Recipe).dump_python(self, mode="json")
+        return tree
+
+
+def method_of(recipe: Recipe) -> Method:
+    """The method of these settings."""
+    problem = Problem(recipe.model, recipe.batch, recipe.schedule, recipe.generator, recipe.discriminator)
+    return recipe.objective.build(problem)
+
+
+def shown_networks(method: Method) -> dict[str, nn.Module]:
+    """The networks of the player that is sampled, by name, with fresh weights."""
+    return {name: method.build(name) for name in method.players[method.shown]}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Networks in evaluation mode, and where they come from."""
+
+    networks: Mapping[str, nn.Module]
+    """Those of the player that is sampled, by name."""
     config: Config
     iteration: int
     averaged: bool
@@ -25,11 +69,16 @@ class TrainedGenerator:
     info: dict[str, Any]
     """What the checkpoint's manifest says besides, such as the names of the classes."""
 
+    def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
+        """The sampler of these networks; conditions from data come from the run's own."""
+        return bind_data(method_of(Recipe.of(self.config)).sampler(self.networks, classes), self.config.data)
 
-def load_generator(run: str, iteration: int | None = None, average: bool | None = None) -> TrainedGenerator:
-    """The generator of the newest (or the given) checkpoint of the run at `run`.
 
-    `average`: the moving average or the plain weights; None takes the average where the run has one.
+def load_trained(run: str, iteration: int | None = None, average: bool | None = None) -> Trained:
+    """The sampled networks of the newest (or the given) checkpoint of the run at `run`, a path or URL.
+
+    average: the moving average or the plain weights; None takes the average where the run has one.
+
     Raises `CheckpointError` if the run has no such checkpoint, or no average though it is asked for.
     """
     restored = CheckpointStore(run).restore(iteration)
@@ -40,12 +89,13 @@ def load_generator(run: str, iteration: int | None = None, average: bool | None 
     if average and not has_average:
         raise CheckpointError(f"RUN: {run} was trained without a moving average (ema.decay is 0)")
     averaged = has_average if average is None else average
-    prefix = "ema/" if averaged else "generator/"
-    module = build_generator(config.generator, config.model)
-    weights = {k.removeprefix(prefix): v for k, v in restored.tensors.items() if k.startswith(prefix)}
-    module.load_state_dict(weights)
-    return TrainedGenerator(
-        module.eval().requires_grad_(False),
+    method = method_of(Recipe.of(config))
+    networks = shown_networks(method)
+    weights = below("ema" if averaged else method.shown, restored.tensors)
+    for network, module in networks.items():
+        put_weights(module, weights if len(networks) == 1 else below(network, weights))
+    return Trained(
+        networks,
         config,
         restored.commit.iteration,
         averaged,

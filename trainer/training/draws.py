@@ -1,72 +1,80 @@
-"""The explicit draws of an iteration, made from the keys: functions of (seed, iteration, sub-step, replica)."""
+"""The explicit draws of an iteration, made from the keys: functions of (seed, iteration, turn, replica)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from data_pipeline.reading.stream import Stream
-from trainer.config import Config
 from trainer.foundation import keys
+from trainer.foundation.keys import Keys
 from trainer.foundation.pixels import flip_half, normalise
-from trainer.methods import Latents, RealAndLatents
-from trainer.processes.launch import Launch
+from trainer.methods.protocol import Method, Tensors, Turn
 
 
-def latents_of(
-    config: Config, launch: Launch, iteration: int, sub_step: int, replica: int, count: int, rollbacks: int = 0
-) -> Latents:
-    """Latents and labels of one replica: sub-step 0 is the generator's step, k >= 1 the k-th discriminator step.
+@dataclass(frozen=True)
+class Source:
+    """A named source and how its images come to the networks."""
 
-    `rollbacks` is part of a run's state: after each rollback the draws are others.
-    """
-    model, seed = config.model, config.run.seed
-    latents = keys.draw_latents(
-        keys.generator(seed, _purpose("latents", rollbacks), iteration, sub_step, replica),
-        count,
-        model.latent_dim,
-        model.latent_distribution,
-    )
-    source = keys.generator(seed, _purpose("labels", rollbacks), iteration, sub_step, replica)
-    labels = keys.draw_labels(source, count, model.classes)
-    return Latents(latents.to(launch.device), labels.to(launch.device))
+    name: str
+    stream: Stream
+    dequantize: bool
+    horizontal_flip: bool
+
+    def purpose(self, name: str) -> str:
+        """A key's purpose for this source. The source `data` came first and has the plain one."""
+        return name if self.name == "data" else f"{name} of {self.name}"
 
 
-def generator_draws(config: Config, launch: Launch, iteration: int, rollbacks: int = 0) -> list[Latents]:
-    """The draws of the generator's step, for each replica of this process."""
-    count = config.batch.generated_per_replica
-    held = launch.held_replicas(config.batch.replicas)
-    return [latents_of(config, launch, iteration, 0, replica, count, rollbacks) for replica in held]
+@dataclass(frozen=True)
+class Draws:
+    """The draws of one iteration. Each source's stream is at the iteration's first batch."""
 
+    method: Method
+    sources: Mapping[str, Source]
+    seed: int
+    iteration: int
+    rollbacks: int
+    """Part of a run's state: after each rollback the method's draws are others."""
+    held: Sequence[int]
+    """The replicas of this process."""
+    device: torch.device
 
-def discriminator_draws(
-    config: Config, launch: Launch, stream: Stream, iteration: int, rollbacks: int = 0
-) -> Iterator[Sequence[RealAndLatents]]:
-    """For each discriminator step the draws of this process's replicas: real images, labels, latents, labels.
-
-    The stream stands at the iteration's first batch; every step takes one batch from it.
-    """
-    seed, batch = config.run.seed, config.batch
-    held = launch.held_replicas(batch.replicas)
-    for sub_step in range(1, config.schedule.discriminator_steps + 1):
-        images, labels, positions = next(stream)
+    def of(self, turn: Turn) -> list[dict[str, Tensor]]:
+        """The draw of each held replica for a turn, on the device. Takes a batch from every source that the turn reads."""
+        real: list[dict[str, Tensors]] = [{} for _ in self.held]
+        for name, samples in turn.reads.items():
+            if samples:
+                for fields, batch in zip(real, self._read(self.sources[name], turn), strict=True):
+                    fields[name] = batch
         draws = []
-        for row, replica in enumerate(held):
-            source = None
-            if batch.dequantize:
-                source = keys.generator(seed, "dequantization", iteration, sub_step, replica, launch.device)
-            real = normalise(images[row].to(launch.device), source)
-            if config.data.horizontal_flip:
-                real = flip_half(real, positions[row], seed, replica)
-            fake = latents_of(config, launch, iteration, sub_step, replica, batch.real_per_replica, rollbacks)
-            real_labels = labels[row].to(launch.device, copy=True)
-            draws.append(RealAndLatents(real, real_labels, fake.latents, fake.labels))
-        yield draws
+        for replica, fields in zip(self.held, real, strict=True):
+            found = self.method.draw(turn, self.keys(turn, replica), fields)
+            draws.append({name: value.to(self.device) for name, value in found.items()})
+        return draws
 
+    def keys(self, turn: Turn, replica: int) -> Keys:
+        """The keys of one replica's draw for a turn."""
+        return Keys(self.seed, self.iteration, turn.number, replica, self.rollbacks)
 
-def seed_layers(config: Config, rollbacks: int, iteration: int, sub_step: int, replica: int) -> None:
-    """Seed torch's default generators, for layers that draw inside a forward pass (dropout, activation noise)."""
-    torch.manual_seed(keys.key(config.run.seed, _purpose("layers", rollbacks), iteration, sub_step, replica))
+    def seed_layers(self, turn: Turn, replica: int) -> None:
+        """Seed torch's default generators, for layers that draw inside a forward pass (dropout, activation noise)."""
+        torch.manual_seed(self.keys(turn, replica).key("layers"))
 
-
-def _purpose(name: str, rollbacks: int) -> str:
-    return f"{name} after rollback {rollbacks}" if rollbacks else name
+    def _read(self, source: Source, turn: Turn) -> list[dict[str, Tensor]]:
+        """The next batch of a source: the fields of each held replica, on the device, images normalised."""
+        batch = next(source.stream)
+        found = []
+        for row, replica in enumerate(self.held):
+            images = batch.images[row].to(self.device)
+            noise = None
+            if source.dequantize:
+                purpose = source.purpose("dequantization")
+                noise = keys.generator(self.seed, purpose, self.iteration, turn.number, replica, self.device)
+            image = normalise(images, noise)
+            if source.horizontal_flip:
+                image = flip_half(image, batch.positions[row], self.seed, replica)
+            # A copy: the stream's memory is filled again.
+            found.append({"image": image, "class": batch.labels[row].to(self.device, copy=True)})
+        return found

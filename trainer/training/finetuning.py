@@ -1,29 +1,30 @@
-"""The fine-tuning stage inside a run: which objective an iteration has, what is measured meanwhile, when it is stopped.
+"""The fine-tuning stage inside a run: the classifier's term, what is measured meanwhile, when it is stopped.
 
 Everything is a function of (settings, seed, iteration, state): what the stage has to remember, its first measurement and
 the iteration at which the stop rule switched it off, are tensors of the state, and so of every checkpoint.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest
 from trainer.classifiers import Classifier, build_classifier, check_class_map
 from trainer.config import Config
 from trainer.foundation.errors import SettingError
-from trainer.methods import Objective
+from trainer.methods.protocol import Sampler, Turn
 from trainer.methods.terms.guidance import (
     DIGEST,
     REFERENCE,
     STOPPED_AT,
     ClassifierLossConfig,
-    GuidedObjective,
+    ClassifierTerm,
     check_digest,
     only_the_guiding_is_pleased,
-    weight_at,
 )
+from trainer.methods.terms.term import Term
 from trainer.metrics.watched import Watched, measure
 from trainer.processes.launch import Launch, share_object
 from trainer.telemetry.board import Telemetry
@@ -33,19 +34,22 @@ logger = logging.getLogger("menagerie")
 
 
 class ClassifierStage:
-    """The stage of one run; without `classifier_loss` in the settings it hands the objective through.
+    """The stage of one run; without `classifier_loss` in the settings it has no term and watches nothing.
 
     Raises `SettingError` where classifier and data do not fit.
     """
 
-    def __init__(self, config: Config, objective: Objective, manifest: Manifest, launch: Launch) -> None:
-        self.config, self.plain, self.launch = config, objective, launch
+    def __init__(self, config: Config, manifest: Manifest, launch: Launch) -> None:
+        self.config, self.launch = config, launch
+        self.terms: tuple[Term, ...] = ()
+        """What the method takes into its loss."""
         self.settings: ClassifierLossConfig | None = config.classifier_loss
         if self.settings is None:
             return
         name = "classifier_loss.classifier"
         self.guiding = build_classifier(self.settings.classifier, launch.device, name)
         self.guiding_map = _to(check_class_map(self.guiding, manifest, name), launch)
+        self.terms = (ClassifierTerm(self.settings, self.guiding, self.guiding_map),)
         self.independent: Classifier | None = None
         self.independent_map: Tensor | None = None
         if self.settings.independent is not None:
@@ -68,14 +72,12 @@ class ClassifierStage:
         if self.settings is not None:
             check_digest(state.marks, self.guiding)
 
-    def objective(self, iteration: int, state: State) -> Objective:
-        """The objective of the update of `iteration`."""
-        if self.settings is None or STOPPED_AT in state.marks:
-            return self.plain
-        weight = weight_at(self.settings, iteration)
-        return GuidedObjective(self.plain, self.guiding, self.guiding_map, weight) if weight else self.plain
+    def applied(self, turns: Sequence[Turn], state: State) -> list[Turn]:
+        """The turns, without the classifier's term once the stop rule has switched it off."""
+        off = [term.name for term in self.terms] if STOPPED_AT in state.marks else []
+        return [turn.without(*off) for turn in turns]
 
-    def watch(self, iteration: int, state: State, telemetry: Telemetry | None, *, new: bool) -> None:
+    def watch(self, iteration: int, state: State, sampler: Sampler, telemetry: Telemetry | None, *, new: bool) -> None:
         """Where one is due: measure, apply the stop rule, tell. Every process calls it, before the state is saved.
 
         `new`: whether the iteration has not been reached before (at the run's start all this stands in the checkpoint).
@@ -89,8 +91,7 @@ class ClassifierStage:
         due = (iteration - settings.begin) % settings.watch_every == 0 or at_end
         if not (first or (new and due)):
             return
-        module = state.sampled
-        found = share_object(self.launch, self._measure(module) if self.launch.is_main else None)
+        found = share_object(self.launch, self._measure(sampler) if self.launch.is_main else None)
         assert found is not None
         if first:
             marks[DIGEST] = torch.tensor(list(bytes.fromhex(self.guiding.digest)), dtype=torch.uint8)
@@ -104,11 +105,10 @@ class ClassifierStage:
         if telemetry:
             self._tell(telemetry, iteration, found, reference, reason)
 
-    def _measure(self, module: nn.Module) -> Watched:
+    def _measure(self, sampler: Sampler) -> Watched:
         assert self.settings is not None
         return measure(
-            module,
-            self.config.model,
+            sampler,
             self.config.run.seed,
             self.settings.watch_samples,
             (self.guiding, self.guiding_map),

@@ -1,18 +1,20 @@
 """The only training loop."""
 
 import logging
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from data_pipeline.manifest.format import Manifest, load_manifest
+from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
-from data_pipeline.reading.stream import open_stream
+from data_pipeline.reading.stream import DataConfig, open_stream
 from trainer.config import Config, as_yaml, check_launch
-from trainer.foundation.errors import NonFinite, SettingError
-from trainer.methods import build_objective
+from trainer.foundation.errors import NonFinite
+from trainer.foundation.log import run_log
+from trainer.methods.places import batches_from, samples_before, sources_of
+from trainer.methods.protocol import Method, Shards
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.processes.launch import Launch, set_arithmetic, sum_over_processes
@@ -21,12 +23,13 @@ from trainer.speed.apply import describe_host
 from trainer.speed.autotune import Tuned, choose_forms
 from trainer.telemetry.board import Telemetry
 from trainer.telemetry.mirror import RunFolder
-from trainer.training.draws import discriminator_draws, generator_draws, seed_layers
+from trainer.training.draws import Draws, Source
 from trainer.training.finetuning import ClassifierStage
 from trainer.training.iteration import run_iteration
+from trainer.training.keeper import Keeper
 from trainer.training.reporting import Reporter
 from trainer.training.selfcheck import check_start, check_state, heartbeat
-from trainer.training.state import Keeper, State
+from trainer.training.state import State
 
 logger = logging.getLogger("menagerie")
 
@@ -37,17 +40,18 @@ def train(config: Config, launch: Launch) -> bool:
     The same call goes on from the newest checkpoint in `run.dir`. Everything random or read from data at an iteration is
     a function of (seed, iteration, ...), so nothing but the players' state and the iteration is ever restored.
     """
-    attempt = _Attempt()
-    while True:
-        try:
-            return _train(config, launch, attempt)
-        except NonFinite as error:
-            attempt.rollbacks += 1
-            if attempt.rollbacks > config.run.rollbacks:
-                raise
-            logger.warning(
-                "going back to the last checkpoint (%d of %d): %s", attempt.rollbacks, config.run.rollbacks, error
-            )
+    with run_log(config.run.dir, launch.rank):
+        attempt = _Attempt()
+        while True:
+            try:
+                return _train(config, launch, attempt)
+            except NonFinite as error:
+                attempt.rollbacks += 1
+                if attempt.rollbacks > config.run.rollbacks:
+                    raise
+                if launch.is_main:
+                    left = f"{attempt.rollbacks} of {config.run.rollbacks}"
+                    logger.warning("going back to the last checkpoint (%s): %s", left, error)
 
 
 @dataclass
@@ -62,50 +66,34 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     check_launch(config, launch)
     check_start(launch, config)
     set_arithmetic(tf32=run.tf32, deterministic=run.deterministic)
-    manifest = select_classes(load_manifest(config.data.shards), config.data.classes)
-    _check_shape(config, manifest)
-    stage = ClassifierStage(config, build_objective(config.objective), manifest, launch)
+    stage = ClassifierStage(config, _shards(config.data).manifest, launch)
+    method = config.objective.build(config.problem(stage.terms))
+    method.check({name: _shards(config.source(name)) for name in sources_of(method)})
     judge = None
     if config.evaluation.classifier:
         judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
     with ExitStack() as stack:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
-        state = State(config, launch)
+        state = State(config, method, launch)
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
         start = keeper.resume(state)
         stage.resume(state)
-        if config.speed.autotune:
-            sizes = (batch.generated_per_replica, batch.real_per_replica)
-            networks = (state.generator.module, state.discriminator.module)
-            resolution = config.model.resolution
-            tuned = [
-                Tuned(name, network, resolution, size)
-                for name, network, size in zip(("generator", "discriminator"), networks, sizes, strict=True)
-            ]
-            choose_forms(run.dir, tuned, launch)
+        tune(config, state, method, launch)
         state.rollbacks = attempt.rollbacks = max(state.rollbacks, attempt.rollbacks)
 
-        # Data: a batch is found by its number, so the stream simply starts where the run goes on.
-        stream = stack.enter_context(
-            open_stream(
-                config.data,
-                seed=run.seed,
-                replicas=batch.replicas,
-                held=launch.held_replicas(batch.replicas),
-                batch_size=batch.real_per_replica,
-                first_batch=start * config.schedule.discriminator_steps,
-                pin_memory=launch.device.type == "cuda",
-            )
-        )
-        keeper.check_data(stream.manifest)
-        check_state(launch, stream.manifest.fingerprint, (state.generator, state.discriminator))
+        # Data: a sample is found by its position, so the streams simply start where the run resumes.
+        sources = {
+            name: stack.enter_context(open_source(config, method, name, launch, start)) for name in sources_of(method)
+        }
+        keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
+        check_state(launch, keeper.fingerprints, state.players)
 
         # Telemetry: the main process writes it.
         telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
-        report = Reporter(config, launch, stream, telemetry, judge)
-        report.watch(state.generator.module, state.discriminator.module)
+        report = Reporter(config, launch, method, sources, telemetry, judge)
+        report.watch(state.players)
         if telemetry and folder:
             (folder.path / "config.yaml").write_text(as_yaml(config))
             telemetry.text("settings", as_yaml(config), start)
@@ -126,62 +114,82 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             if new and (iteration % run.log_every == 0 or last or stopping):
                 report.log(iteration, keeper.status(), keeper.note())
             if (new or start == 0) and (last or (run.sample_every and iteration % run.sample_every == 0)):
-                report.grid(iteration, state.sampled)
+                report.grid(iteration, state)
             scores = {}
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
-                scores = report.evaluate(iteration, state.sampled)
-            stage.watch(iteration, state, telemetry, new=new)
+                scores = report.evaluate(iteration, state)
+            stage.watch(iteration, state, method.sampler(state.sampled), telemetry, new=new)
             if run.heartbeat_every and iteration % run.heartbeat_every == 0:
-                heartbeat(launch, (state.generator, state.discriminator), iteration)
+                heartbeat(launch, state.players, iteration)
             if last or stopping or saving:
-                keeper.save(state, iteration, scores, final=last or stopping)
+                keeper.save(state, iteration, report.real_samples(iteration), scores, final=last or stopping)
             if last or stopping:
                 reason = "complete" if last else stop.reason or "another process was asked"
                 keeper.end(reason, iteration)
                 if telemetry:
                     if stopping:
                         write_marker(run.dir, iteration=iteration, reason=reason)
-                    go_on = "" if last else "; the same command goes on from here"
-                    telemetry.say(f"{run.dir}: stopped at iteration {iteration:,} ({reason}){go_on}")
-                return last
+                    resumes = "" if last else "; the same command resumes here"
+                    telemetry.say(f"{run.dir}: stopped at iteration {iteration:,} ({reason}){resumes}")
+                break
 
-            # The generator's step, then the discriminator's steps.
+            # The method's turns.
+            turns = stage.applied(method.turns(iteration), state)
+            held = launch.held_replicas(batch.replicas)
+            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device)
             scalars = run_iteration(
-                state.generator,
-                state.discriminator,
-                stage.objective(iteration, state),
-                generator_draws(config, launch, iteration, state.rollbacks),
-                discriminator_draws(config, launch, stream, iteration, state.rollbacks),
+                method,
+                state.players,
+                turns,
+                draws.of,
+                state.memory,
                 launch=launch,
                 replicas=batch.replicas,
                 rate_factor=learning_rate_factor(config.schedule, iteration),
-                seed_layers=partial(seed_layers, config, state.rollbacks, iteration),
-                generator_first=config.schedule.generator_first,
+                seed_layers=draws.seed_layers,
                 synchronised=batch.synchronised_norm,
                 speed=config.speed,
             )
             if state.ema:
-                state.ema.update(state.generator.module, iteration)
+                state.ema.update(state.shown.modules, iteration)
             report.add(scalars)
             if telemetry:
                 telemetry.advance()
-    raise AssertionError("unreachable")
+    return last
 
 
-def _check_shape(config: Config, manifest: Manifest) -> None:
-    """Raise `SettingError` unless the model is made for these images."""
-    model, classes = config.model, len(manifest.class_names)
-    where = f"the shards in {config.data.shards} hold"
-    for setting, asked, found in (
-        ("model.resolution", model.resolution, manifest.resolution),
-        ("model.image_channels", model.image_channels, manifest.channels),
-    ):
-        if asked != found:
-            raise SettingError(f"{setting}: is {asked}, but {where} images with {found}; set it to {found}")
-    if model.classes not in (0, classes):
-        raise SettingError(
-            f"model.classes: is {model.classes}, but {where} {classes} classes; set it to {classes}, or to 0 for no condition"
-        )
+def _shards(settings: DataConfig) -> Shards:
+    return Shards(settings.shards, select_classes(load_manifest(settings.shards), settings.classes))
+
+
+@contextmanager
+def open_source(config: Config, method: Method, name: str, launch: Launch, start: int) -> Iterator[Source]:
+    """A source whose stream is at the first batch of iteration `start`."""
+    settings, replicas = config.source(name), config.batch.replicas
+    with open_stream(
+        settings,
+        name=name,
+        seed=config.run.seed,
+        replicas=replicas,
+        held=launch.held_replicas(replicas),
+        sizes=batches_from(method, name, start),
+        first_position=samples_before(method, name, start),
+        pin_memory=launch.device.type == "cuda",
+    ) as stream:
+        yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
+
+
+def tune(config: Config, state: State, method: Method, launch: Launch) -> None:
+    """With `speed.autotune`: choose every network's forms by timing, for the passes of the player's first turn."""
+    if not config.speed.autotune:
+        return
+    sizes = {turn.player: max(turn.made, *turn.reads.values(), 1) for turn in reversed(method.turns(0))}
+    networks = [
+        Tuned(name, module, config.model.resolution, sizes.get(player.name, 1))
+        for player in state.players.values()
+        for name, module in player.modules.items()
+    ]
+    choose_forms(config.run.dir, networks, launch)
 
 
 def _agree(launch: Launch, *flags: bool) -> tuple[bool, ...]:

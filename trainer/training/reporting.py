@@ -2,29 +2,32 @@
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 
-from data_pipeline.reading.stream import Stream
+from data_pipeline.manifest.format import Manifest
 from trainer.config import Config
 from trainer.foundation import keys
 from trainer.foundation.errors import NonFinite
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.places import samples_before
+from trainer.methods.protocol import ClassNames, Method, Sampler
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.metrics.health import Warned
 from trainer.metrics.inline import InlineHealth
+from trainer.players.player import Player
 from trainer.processes.launch import Launch, held_description, sum_over_processes
 from trainer.telemetry.board import Telemetry
+from trainer.trained.real import bind_data
+from trainer.trained.sampling import samples_of
+from trainer.training.draws import Source
 from trainer.training.iteration import Scalars
+from trainer.training.state import State
 
 GRID_ROWS, GRID_COLUMNS = 10, 10
-CURVE_NAMES = {
-    "discriminator/loss": "loss/discriminator",
-    "generator/loss": "loss/generator",
-    "discriminator/real_score": "score/real",
-    "discriminator/fake_score": "score/fake",
-}
+CURVE_NAMES = {"discriminator/real_score": "score/real", "discriminator/fake_score": "score/fake"}
 
 
 class Reporter:
@@ -37,26 +40,44 @@ class Reporter:
         self,
         config: Config,
         launch: Launch,
-        stream: Stream,
+        method: Method,
+        sources: Mapping[str, Source],
         telemetry: Telemetry | None,
         accuracy: GeneratedAccuracy | None = None,
     ) -> None:
-        self.config, self.launch, self.stream, self.telemetry = config, launch, stream, telemetry
+        self.config, self.launch, self.method, self.telemetry = config, launch, method, telemetry
+        self.sources = sources
         self.accuracy = accuracy
         self.health: InlineHealth | None = None
-        batch = config.batch
-        self.real_images = config.schedule.discriminator_steps * batch.replicas * batch.real_per_replica
         self._restart()
 
-    def watch(self, generator: torch.nn.Module, discriminator: torch.nn.Module) -> None:
+    @property
+    def manifest(self) -> Manifest:
+        """Of the main source."""
+        return (self.sources.get("data") or next(iter(self.sources.values()))).stream.manifest
+
+    def real_samples(self, iteration: int) -> int:
+        """Samples that all replicas have read from all sources before `iteration`."""
+        read = sum(samples_before(self.method, name, iteration) for name in self.sources)
+        return self.config.batch.replicas * read
+
+    def watch(self, players: Mapping[str, Player]) -> None:
         """From now on report these players' health: score gap, gradients, singular values, collapse."""
         if self.telemetry:
-            self.health = InlineHealth(self.config, self.stream.manifest.class_names, generator, discriminator)
+            config = self.config
+            networks = {name: module for player in players.values() for name, module in player.modules.items()}
+            self.health = InlineHealth(
+                networks,
+                self.manifest.class_names,
+                config.data,
+                seed=config.run.seed,
+                pairs=config.evaluation.ms_ssim_pairs,
+            )
 
     def opening(self, start: int) -> str:
         """The first line of the log."""
-        config, manifest = self.config, self.stream.manifest
-        begin = f"going on from iteration {start:,}" if start else "starting at iteration 0"
+        config, manifest = self.config, self.manifest
+        begin = f"resumes at iteration {start:,}" if start else "starts at iteration 0"
         return (
             f"{config.run.dir}: {begin} of {config.run.iterations:,}; "
             f"{held_description(self.launch, config.batch.replicas)}; "
@@ -80,9 +101,7 @@ class Reporter:
         config = self.config
         names = sorted(self._sums)
         sums = sum_over_processes(self.launch, torch.stack([self._sums[name] for name in names])).tolist()
-        values = {
-            CURVE_NAMES.get(name, name): value / self._counts[name] for name, value in zip(names, sums, strict=True)
-        }
+        values = {_curve(name): value / self._counts[name] for name, value in zip(names, sums, strict=True)}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFinite(
@@ -92,58 +111,65 @@ class Reporter:
                 )
         seconds = max(time.monotonic() - self._began, 1e-9)
         factor = learning_rate_factor(config.schedule, iteration - 1)
+        read = self.real_samples(iteration)
         values |= {
-            "learning_rate/generator": config.optimizer.generator.learning_rate * factor,
-            "learning_rate/discriminator": config.optimizer.discriminator.learning_rate * factor,
-            "speed/images_per_second": self._count * self.real_images / seconds,
+            f"learning_rate/{player}": config.optimizer.of(player).learning_rate * factor
+            for player in self.method.players
+        }
+        values |= {
+            "speed/images_per_second": (read - self.real_samples(iteration - self._count)) / seconds,
             "speed/seconds_per_iteration": seconds / self._count,
-            "speed/data_wait_share": (self.stream.wait_seconds - self._waited) / seconds,
-            "progress/real_images": float(iteration * self.real_images),
+            "speed/data_wait_share": (self._wait_seconds() - self._waited) / seconds,
+            "progress/real_images": float(read),
         }
         if self.telemetry:
-            data = {f"data/{name}": value for name, value in self.stream.statistics().items()}
+            data = self._statistics()
             health, warned = self.health.at_log(values) if self.health else ({}, [])
             self.telemetry.scalars(iteration, values | health | data | more)
-            self.telemetry.status(iteration, values, note + "".join(f" | {warning.line()}" for warning in warned))
+            self.telemetry.status(
+                iteration,
+                values,
+                list(self.method.players),
+                note + "".join(f" | {warning.line()}" for warning in warned),
+            )
             self._warn(iteration, warned)
         self._restart()
 
-    def grid(self, iteration: int, module: torch.nn.Module) -> None:
-        """A grid from fixed latents, one row per class (of up to ten, evenly chosen), in evaluation mode."""
-        if self.telemetry is None:
-            return
-        model = self.config.model
-        rows = min(GRID_ROWS, max(model.classes, 1))
-        chosen = [row * max(model.classes, 1) // rows for row in range(rows)]
-        names = [self.stream.manifest.class_names[index] if model.classes else "" for index in chosen]
-        source = keys.generator(self.config.run.seed, "grid")
-        latents = keys.draw_latents(source, rows * GRID_COLUMNS, model.latent_dim, model.latent_distribution)
-        labels = torch.tensor(chosen).repeat_interleave(GRID_COLUMNS)
-        device, was_training = self.launch.device, module.training
-        module.eval()
-        with torch.no_grad():
-            parts = zip(torch.split(latents.to(device), 50), torch.split(labels.to(device), 50), strict=True)
-            images = torch.cat([module(z, y) for z, y in parts])
-        module.train(was_training)
-        self.telemetry.grid(iteration, to_uint8(images).view(rows, GRID_COLUMNS, *images.shape[1:]), names)
+    def _sampler(self, state: State) -> Sampler:
+        classes = self.manifest.classes
+        names = ClassNames(self.manifest.class_names, tuple(entry.id for entry in classes))
+        return bind_data(self.method.sampler(state.sampled, names), self.config.data)
 
-    def evaluate(self, iteration: int, module: torch.nn.Module) -> dict[str, float]:
+    def grid(self, iteration: int, state: State) -> None:
+        """A grid from fixed latents, one row per condition (of up to ten, evenly chosen), in evaluation mode."""
+        sampler = self._sampler(state)
+        chosen = sampler.conditions.evenly(GRID_ROWS)
+        if self.telemetry is None or sampler.output != "image" or not len(chosen):
+            return
+        latents = sampler.draw(keys.generator(self.config.run.seed, "grid"), len(chosen) * GRID_COLUMNS)
+        images = to_uint8(samples_of(sampler, latents, chosen.repeat_interleave(GRID_COLUMNS, 0)))
+        names = [sampler.conditions.caption(condition) for condition in chosen]
+        self.telemetry.grid(iteration, images.view(len(chosen), GRID_COLUMNS, *images.shape[1:]), names)
+
+    def evaluate(self, iteration: int, state: State) -> dict[str, float]:
         """The light measurements inside a run, in the main process: class accuracy and the watch for collapse."""
         if self.telemetry is None:
             return {}
         scores: dict[str, float] = {}
+        sampler = self._sampler(state)
         if self.accuracy is not None:
-            value = self.accuracy.measure(module, self.config.run.seed, self.config.evaluation.samples)
+            value = self.accuracy.measure(sampler, self.config.run.seed, self.config.evaluation.samples)
             self.telemetry.scalars(iteration, {"quality/class_accuracy": value})
             self.telemetry.say(f"iteration {iteration:,}: class accuracy of generated images {value:.1%}")
             scores["class_accuracy"] = value
         if self.health is not None and self.config.evaluation.ms_ssim_pairs:
-            found, warned = self.health.at_evaluation(module)
+            found, warned = self.health.at_evaluation(sampler)
             self.telemetry.scalars(iteration, found)
             note = "".join(f" | {warning.line()}" for warning in warned)
-            self.telemetry.say(
-                f"iteration {iteration:,}: MS-SSIM within classes {found['health/ms_ssim/mean']:.2f}{note}"
-            )
+            if found:
+                self.telemetry.say(
+                    f"iteration {iteration:,}: MS-SSIM within classes {found['health/ms_ssim/mean']:.2f}{note}"
+                )
             self._warn(iteration, warned)
         return scores
 
@@ -152,9 +178,26 @@ class Reporter:
             assert self.telemetry is not None
             self.telemetry.text(f"warnings/{warning.name}", warning.text, iteration)
 
+    def _wait_seconds(self) -> float:
+        return sum(source.stream.wait_seconds for source in self.sources.values())
+
+    def _statistics(self) -> dict[str, float]:
+        """The sources' counters: `data/NAME` of the main one, `data/SOURCE/NAME` of others."""
+        return {
+            f"data/{name}" if source == "data" else f"data/{source}/{name}": value
+            for source, of in self.sources.items()
+            for name, value in of.stream.statistics().items()
+        }
+
     def _restart(self) -> None:
         self._sums: Scalars = {}
         self._counts: dict[str, int] = {}
         self._count = 0
         self._began = time.monotonic()
-        self._waited = self.stream.wait_seconds
+        self._waited = self._wait_seconds()
+
+
+def _curve(name: str) -> str:
+    """The curve's name of a scalar PLAYER/NAME: a player's loss is loss/PLAYER."""
+    player, _, last = name.partition("/")
+    return f"loss/{player}" if last == "loss" else CURVE_NAMES.get(name, name)

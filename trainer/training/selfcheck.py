@@ -1,6 +1,7 @@
 """Do all processes of the launch do the same thing? Asked once at the start, and of the parameters again and again."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -47,22 +48,24 @@ def check_start(launch: Launch, config: Config) -> None:
     check_same(launch, "configuration", settings, "give every process the same command line and the same YAML")
 
 
-def check_state(launch: Launch, fingerprint: str, players: tuple[Player, ...]) -> None:
+def check_state(launch: Launch, fingerprints: Mapping[str, str], players: Mapping[str, Player]) -> None:
     """The same shards and the same parameters everywhere, before the first step."""
-    check_same(launch, "manifest (data.shards)", fingerprint, "let every machine read the same shards")
-    for player in players:
-        mine = state_hash({name: value.detach().cpu() for name, value in player.module.named_parameters()})
+    for source, fingerprint in fingerprints.items():
+        section = "data" if source == "data" else f"sources.{source}"
+        check_same(launch, f"manifest ({section}.shards)", fingerprint, "let every machine read the same shards")
+    for player in players.values():
+        mine = state_hash({name: value.detach().cpu() for name, value in player.named_parameters()})
         check_same(launch, f"{player.name}'s parameters", mine, "this is a defect: please report it")
 
 
-def heartbeat(launch: Launch, players: tuple[Player, ...], iteration: int) -> None:
+def heartbeat(launch: Launch, players: Mapping[str, Player], iteration: int) -> None:
     """Stop, naming the tensors, unless all processes hold the same parameters bit for bit."""
     if launch.world_size == 1:
         return
     mine = {
         f"{player.name}/{name}": state_hash({name: parameter.detach().cpu()})
-        for player in players
-        for name, parameter in player.module.named_parameters()
+        for player in players.values()
+        for name, parameter in player.named_parameters()
     }
     main = share_object(launch, mine)
     differing = [name for name in mine if mine[name] != main[name]]

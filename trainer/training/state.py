@@ -1,255 +1,146 @@
-"""What a run has learned: the players and the moving average. Built from the seed, or taken from the newest commit."""
+"""What a run has learned and remembers: the players, the moving average, the method's memory, and a few marks.
+
+The state is an open, named collection. Every part says which tensors are its own. A tensor that no part takes up is an
+error, never dropped.
+"""
 
 import logging
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from data_pipeline.manifest.format import ClassInfo, Manifest
-from trainer.checkpoint.commits import CheckpointStore, Commit, Restored
-from trainer.checkpoint.resume import Change, check_data, check_settings
-from trainer.checkpoint.saver import Saver
-from trainer.config import Config, as_tree, config_from_tree
+from trainer.config import Config
 from trainer.foundation import keys
-from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
+from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.methods.protocol import Method, Tensors
 from trainer.methods.terms import guidance
-from trainer.models import build_discriminator, build_generator
 from trainer.models.synchronised import synchronise_norms
+from trainer.players import ema
 from trainer.players.ema import Ema
-from trainer.players.player import Player
-from trainer.processes.launch import Launch, share_failure, share_from_main, share_object
+from trainer.players.player import Player, check_names
+from trainer.processes.launch import Launch
 from trainer.speed.apply import apply_speed
 
 logger = logging.getLogger("menagerie")
 
 ROLLBACKS = "run/rollbacks"
-HARMLESS = (
-    *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
-    "run.deterministic",
-    *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer", "rollbacks")),
-    *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
-    *(f"data.{name}" for name in ("shards", "cache_dir", "cache_bytes", "decode_threads", "prefetch_batches")),
-    *(f"data.{name}" for name in ("fetch_deadline", "fetch_request_timeout")),
-    "checkpoint",
-    "evaluation",
-    "speed",
-    *(f"classifier_loss.{name}.weights" for name in ("classifier", "independent")),
-)
-"""Settings that do not change what is computed. The shards themselves are compared by their fingerprint."""
+MEMORY = "memory/"
+"""The method's memory: `memory/NAME` [replicas, ...], a row for each replica."""
 
 
 class State:
-    """The players and, where there is one, the generator's moving average."""
+    """Built from the seed, or taken from the newest commit."""
 
-    def __init__(self, config: Config, launch: Launch) -> None:
-        seed, rates = config.run.seed, config.optimizer
-        torch.manual_seed(keys.key(seed, "initial generator"))
-        generator = build_generator(config.generator, config.model)
-        torch.manual_seed(keys.key(seed, "initial discriminator"))
-        discriminator = build_discriminator(config.discriminator, config.model)
+    def __init__(self, config: Config, method: Method, launch: Launch) -> None:
+        """Raises `SettingError` where launch and method do not go together."""
+        self.launch, self.replicas = launch, config.batch.replicas
+        modules = {
+            network: _built(method, network, config.run.seed) for nets in method.players.values() for network in nets
+        }
         if config.batch.synchronised_norm:
-            synchronise_norms(generator, discriminator)
-        networks = {"generator": generator, "discriminator": discriminator}
-        apply_speed(config.speed, networks, config.model.resolution, launch)
-        player = partial(Player, launch=launch, replicas=config.batch.replicas, deterministic=config.run.deterministic)
-        player = partial(player, speed=config.speed)
-        self.generator = player("generator", generator, rates.generator)
-        self.discriminator = player("discriminator", discriminator, rates.discriminator)
-        self.ema = Ema(self.generator.module, config.ema) if config.ema.decay else None
+            synchronise_norms(*modules.values())
+        apply_speed(config.speed, modules, config.model.resolution, launch)
+        self.players = {
+            player: Player(
+                player,
+                {network: modules[network] for network in networks},
+                config.optimizer.of(player),
+                launch,
+                replicas=config.batch.replicas,
+                deterministic=config.run.deterministic,
+                speed=config.speed,
+            )
+            for player, networks in method.players.items()
+        }
+        self.shown = self.players[method.shown]
+        self.ema = Ema(self.shown.modules, config.ema) if config.ema.decay else None
         self.rollbacks = 0
         """How often the run has gone back after numbers that were not finite; the draws depend on it."""
         self.marks: dict[str, Tensor] = {}
         """What the fine-tuning stage has to remember (trainer/training/finetuning.py), by name."""
+        held = launch.held_replicas(self.replicas)
+        self.memory: dict[int, Tensors] = {
+            replica: {name: value.to(launch.device) for name, value in method.memory(replica).items()}
+            for replica in held
+        }
+        """What the method remembers of each replica of this process."""
+        remembered = self.memory[held.start]
+        if remembered and config.batch.synchronised_norm:
+            raise SettingError(
+                "batch.synchronised_norm: is true, but the method remembers something for each replica, whose batches would "
+                "come as one; set it to false"
+            )
+        self._memory_like = {name: value.detach().clone() for name, value in remembered.items()}
 
     @property
-    def sampled(self) -> torch.nn.Module:
-        """The generator that is looked at: the moving average where there is one."""
-        return self.ema.module if self.ema else self.generator.module
+    def sampled(self) -> dict[str, nn.Module]:
+        """The networks that are looked at: the moving average where there is one."""
+        return self.ema.modules if self.ema else self.shown.modules
 
     def tensors(self) -> dict[str, Tensor]:
-        """The full logical state, by name. Every process calls it, since a strategy may have to gather."""
+        """The full logical state, by name. Every process calls it, since a part may have to be gathered."""
         average = self.ema.state() if self.ema else {}
+        state: dict[str, Tensor] = {}
+        for player in self.players.values():
+            state |= player.state()
         return {
-            **self.generator.state(),
-            **self.discriminator.state(),
-            **{f"ema/{name}": value.cpu().contiguous() for name, value in average.items()},
+            **state,
+            **{name: value.cpu().contiguous() for name, value in average.items()},
             **({ROLLBACKS: torch.tensor(self.rollbacks)} if self.rollbacks else {}),
             **self.marks,
+            **{f"{MEMORY}{name}": self._gathered(name) for name in self._memory_like},
         }
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave; raises `CheckpointError` by name if it does not fit."""
-        self.generator.load(tensors)
-        self.discriminator.load(tensors)
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave; raises `CheckpointError` by name if it does not fit, or if something is left."""
+        left = sorted(name for name in tensors if not self._takes(name))
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise CheckpointError(
+                f"checkpoint: it holds the tensor {left[0]}{more}, which nothing in this experiment takes up; it was written "
+                "with other settings or by a newer version: use those, or choose another run.dir"
+            )
+        for player in self.players.values():
+            player.load(tensors)
         self.rollbacks = int(tensors.get(ROLLBACKS, 0))
         self.marks = {name: value for name, value in tensors.items() if name.startswith(guidance.PREFIX)}
+        average = {name: value for name, value in tensors.items() if name.startswith(ema.PREFIX)}
         if self.ema:
-            average = {name.removeprefix("ema/"): value for name, value in tensors.items() if name.startswith("ema/")}
             if not average:
                 raise CheckpointError("ema.decay: the checkpoint holds no moving average; set ema.decay to 0")
             self.ema.load(average)
+        elif average:
+            logger.warning("ema.decay is 0: the checkpoint's moving average is left behind")
+        remembered = {name.removeprefix(MEMORY): value for name, value in tensors.items() if name.startswith(MEMORY)}
+        expected = {name: value.expand(self.replicas, *value.shape) for name, value in self._memory_like.items()}
+        check_names(expected, remembered, "memory")
+        for replica in self.memory:
+            self.memory[replica] = {
+                name: value[replica].to(self.launch.device, copy=True) for name, value in remembered.items()
+            }
+
+    def _takes(self, name: str) -> bool:
+        parts = (ema.PREFIX, guidance.PREFIX, MEMORY)
+        return name == ROLLBACKS or name.startswith(parts) or any(p.takes(name) for p in self.players.values())
+
+    def _gathered(self, name: str) -> Tensor:
+        """A memory's rows of all replicas [replicas, ...], on the CPU."""
+        like, launch = self._memory_like[name], self.launch
+        rows = []
+        for replica in range(self.replicas):
+            mine = self.memory.get(replica)
+            row = torch.zeros_like(like, device=launch.device) if mine is None else mine[name].to(launch.device)
+            if launch.world_size > 1:
+                # Bytes from the owner, rather than a sum: -0.0 and NaN stay what they are.
+                raw = row.detach().contiguous().reshape(-1).view(torch.uint8)
+                dist.broadcast(raw, src=launch.owner(replica, self.replicas))
+                row = raw.view(like.dtype).reshape(like.shape)
+            rows.append(row.detach().cpu())
+        return torch.stack(rows)
 
 
-class Keeper:
-    """The run's checkpoints: taken up at the start, saved off the critical path. Only the main process writes."""
-
-    def __init__(self, config: Config, launch: Launch, before_write: Callable[[], None] | None = None) -> None:
-        """`before_write` is called, in the saver's thread, ahead of every checkpoint."""
-        self.config, self.launch = config, launch
-        self.before_write = before_write or (lambda: None)
-        self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
-        self.saver: Saver | None = None
-        self.failure: TrainerError | None = None
-        self.fingerprint: str | None = None
-        """Of the shards that the commit was made with; None where the run starts."""
-        self.classes: tuple[ClassInfo, ...] = ()
-        self.real_images_per_iteration = (
-            config.schedule.discriminator_steps * config.batch.replicas * config.batch.real_per_replica
-        )
-
-    def resume(self, state: State) -> int:
-        """Become the run's writer and put the newest commit into every process; returns the iteration, 0 if none.
-
-        Raises `CheckpointError` or `SettingError`; nothing has been touched then.
-        """
-        restored, error = None, None
-        if self.store is not None:
-            try:
-                restored = self._take_up(self.store)
-            except TrainerError as found:
-                error = found
-        share_failure(self.launch, error)
-        iteration = share_object(self.launch, restored.commit.iteration if restored else 0)
-        if share_object(self.launch, restored is None):
-            tensors: dict[str, Tensor] | None = state.tensors()  # every process: a strategy may have to gather
-        else:
-            tensors = restored.tensors if restored else None
-        state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
-        return iteration
-
-    def _take_up(self, store: CheckpointStore) -> Restored | None:
-        """In the main process: judge the newest commit, become the writer, read it, start the saver."""
-        for commit in store.commits()[:1]:
-            self._judge(commit)  # before a start that is refused could fence off one that is at work
-        store.acquire()
-        restored = store.restore(set_aside=True)
-        if restored is not None:
-            for change in self._judge(restored.commit):
-                logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
-            self.fingerprint = restored.commit.info.get("data_fingerprint")
-        durable = restored.commit.iteration if restored else None
-        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
-        return restored or self._initial()
-
-    def _initial(self) -> Restored | None:
-        """What `run.initialize_from` names: another run's commit, with or without Adam's moments."""
-        run = self.config.run
-        if run.initialize_from is None:
-            return None
-        folder, at, number = run.initialize_from.rpartition("@")
-        if at and not number.isdigit():
-            raise SettingError(
-                f"run.initialize_from: is {run.initialize_from!r}; after @ stands the number of an iteration, as in RUN@400000"
-            )
-        source = CheckpointStore(folder if at else number)
-        held = [commit.iteration for commit in source.commits()]
-        if at and held and int(number) not in held:
-            raise CheckpointError(
-                f"run.initialize_from: {folder} holds no checkpoint of iteration {number}, only of "
-                f"{', '.join(map(str, sorted(held)))}; give one of these (checkpoint.keep_every says which ones a run keeps)"
-            )
-        restored = source.restore(int(number) if at else None)
-        if restored is None:
-            raise CheckpointError(
-                f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
-            )
-        guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
-        for name in [name for name in restored.tensors if name.startswith(guidance.PREFIX)]:
-            del restored.tensors[name]  # the stage is this run's own
-        if not run.initialize_optimizer:
-            for name, tensor in restored.tensors.items():
-                if name.partition("/")[0].endswith(".adam"):
-                    tensor.zero_()
-        moments = "with" if run.initialize_optimizer else "without"
-        logger.warning(
-            "starting from iteration %d of %s, %s Adam's moments",
-            restored.commit.iteration,
-            run.initialize_from,
-            moments,
-        )
-        return restored
-
-    def _judge(self, commit: Commit) -> list[Change]:
-        """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
-        if self.config.run.resume == "never":
-            raise CheckpointError(
-                f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
-                f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
-            )
-        before, after = commit.info.get("settings", {}), as_tree(self.config)
-        with suppress(SettingError):  # settings that did not exist then have their defaults
-            before = as_tree(config_from_tree(before))
-        return check_settings(before, after, harmless=HARMLESS, allowed=self.config.run.allow_changed)
-
-    def check_data(self, manifest: Manifest) -> None:
-        """Refuse shards other than those of the commit; from here on every commit tells fingerprint and classes."""
-        check_data(self.fingerprint, manifest.fingerprint, self.config.data.shards)
-        self.fingerprint, self.classes = manifest.fingerprint, manifest.classes
-
-    def due(self, scheduled: bool, iteration: int) -> bool:
-        """Whether the main process wants to save now. What must end the run is kept for `raise_failure`."""
-        if self.saver is None:
-            return False
-        try:
-            self.saver.poll()
-        except TrainerError as error:
-            self.failure = error
-        return self.saver.due(scheduled, iteration)
-
-    def raise_failure(self) -> None:
-        """Every process calls it once one has `failure`: a lost lease, NaN in the state, a store that fails too long."""
-        share_failure(self.launch, self.failure)
-
-    def save(self, state: State, iteration: int, scores: dict[str, float], *, final: bool) -> None:
-        """Save the state of `iteration`, in the background, or at once and durably if it is the `final` one.
-
-        `scores`: what was measured at this iteration, for `checkpoint.keep_best`.
-        """
-        tensors = state.tensors()
-        if self.saver is not None:
-            info = self._info(iteration) | ({"scores": scores} if scores else {})
-            (self.saver.finish if final else self.saver.save)(iteration, tensors, info)
-
-    def end(self, reason: str, iteration: int) -> None:
-        """Note that this start ended in good order."""
-        if self.store is not None:
-            self.store.release(reason, iteration)
-
-    def status(self) -> dict[str, float]:
-        """Figures for TensorBoard."""
-        return self.saver.status().scalars() if self.saver else {}
-
-    def note(self) -> str:
-        """For the end of the status line."""
-        return f" | {self.saver.status().note()}" if self.saver else ""
-
-    def close(self) -> None:
-        """End the background thread."""
-        if self.saver is not None:
-            self.saver.close()
-
-    def _info(self, iteration: int) -> dict[str, Any]:
-        return {
-            "real_images": iteration * self.real_images_per_iteration,
-            "strategy": self.launch.strategy,
-            "precision": self.launch.precision,
-            "world_size": self.launch.world_size,
-            "data_fingerprint": self.fingerprint,
-            "class_names": [entry.name for entry in self.classes],
-            "class_ids": [entry.id for entry in self.classes],
-            "settings": as_tree(self.config),
-        }
+def _built(method: Method, network: str, seed: int) -> nn.Module:
+    torch.manual_seed(keys.key(seed, f"initial {network}"))
+    return method.build(network)

@@ -1,18 +1,20 @@
-"""What a source of labelled images is: a listing made once, and a function that reads one item in any process."""
+"""What a source of samples is: a listing made once, and a function that reads one item in any process."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
+from data_pipeline.manifest.format import Content
+
 
 class Item(NamedTuple):
-    """One labelled image of the source."""
+    """One sample of the source."""
 
     name: str
     """Its name in the source, for reports and exclusion lists."""
-    label: int
-    """0 .. classes-1."""
+    label: int | None
+    """0 .. classes-1; None where the source has no classes."""
     where: tuple[int | str, ...]
     """What the source needs to find it; goes into the plan's digest."""
 
@@ -21,19 +23,62 @@ class Listing(NamedTuple):
     """Everything that the source holds, in an order that depends on the source alone."""
 
     classes: tuple[tuple[str, str], ...]
-    """(readable name, id) of each class, in the order of the labels."""
+    """(readable name, id) of each class, in the order of the labels; empty where the samples have no class."""
     items: Sequence[Item]
     ignored: int = 0
     """Files that are no images by their names."""
 
 
 class Source(Protocol):
-    """A source is pickled into the worker processes, so it holds only paths and settings, and opens files lazily."""
+    """A source of images. It is pickled into the worker processes, so it holds only paths and settings, and opens
+    files lazily."""
 
     def listing(self) -> Listing:
         """List the source. Raises DataError."""
         ...
 
     def image(self, item: Item) -> Image.Image:
-        """Decode one item. Raises OSError, ValueError or SyntaxError with the reason where it cannot be decoded."""
+        """Decode one item. Raises DataError where the source cannot be read, else whatever the decoder raises."""
         ...
+
+
+class Samples(Protocol):
+    """What make_shards writes: a listing, and the bytes of each item."""
+
+    @property
+    def content(self) -> Content:
+        """What a sample is."""
+        ...
+
+    @property
+    def extension(self) -> str:
+        """Of a sample's file in the tar."""
+        ...
+
+    def listing(self) -> Listing:
+        """List the source. Raises DataError."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """For the manifest: what decides the bytes."""
+        ...
+
+    def encode(self, item: Item) -> bytes:
+        """A sample's file. Raises TooSmall, DataError where the source cannot be read, and what a decoder raises."""
+        ...
+
+
+class Unlabelled:
+    """A source without its classes."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def listing(self) -> Listing:
+        """The source's listing without labels. Raises DataError."""
+        listing = self.source.listing()
+        return listing._replace(classes=(), items=[item._replace(label=None) for item in listing.items])
+
+    def image(self, item: Item) -> Image.Image:
+        """As the source's."""
+        return self.source.image(item)

@@ -16,10 +16,11 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".webp", 
 
 
 class FolderSource:
-    """`names`: readable names of the sub-folders; their labels are their places in the sorted list."""
+    """`names`: readable names of the sub-folders; their labels are their places in the sorted list. `flat`: images at
+    any depth, without classes."""
 
-    def __init__(self, folder: Folder, names: dict[str, str] | None = None) -> None:
-        self.folder, self.names = folder, names
+    def __init__(self, folder: Folder, names: dict[str, str] | None = None, *, flat: bool = False) -> None:
+        self.folder, self.names, self.flat = folder, names, flat
 
     def files(self) -> list[tuple[str, int]]:
         """(path below the folder, size) of every file that is not hidden, sorted. Raises DataError."""
@@ -30,7 +31,7 @@ class FolderSource:
                 )
             found = [(os.path.relpath(path, self.folder.local), size) for path, size in _walk(self.folder.local)]
         else:
-            entries = self.folder.store.call(str(self.folder), "find", self.folder.root, detail=True)
+            entries = self.folder.remote.call(str(self.folder), "find", self.folder.root, detail=True)
             found = [(path[len(self.folder.root) + 1 :], int(entry["size"])) for path, entry in entries.items()]
         return sorted(entry for entry in found if not any(part.startswith(".") for part in entry[0].split("/")))
 
@@ -40,6 +41,8 @@ class FolderSource:
         depths = Counter(path.count("/") for path, _ in images)
         if not images:
             raise DataError(f"INPUT: {self.folder} holds no images (of {len(files)} files); check the path")
+        if self.flat:
+            return Listing((), [Item(path, None, (path, size)) for path, size in images], len(files) - len(images))
         if depths[0]:
             name = next(path for path, _ in images if "/" not in path)
             raise DataError(

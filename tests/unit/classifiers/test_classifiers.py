@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_pipeline.manifest.format import ClassInfo, Manifest
+from data_pipeline.manifest.format import ClassInfo, ImageField, Manifest
 from trainer.classifiers import (
     Classifier,
     EfficientNetLite0Config,
@@ -133,7 +133,7 @@ def small(folder: Path, classes: int = 3, name: str = "c.safetensors", channels:
 
 
 def manifest(*entries: tuple[str, str], channels: int = 1) -> Manifest:
-    return Manifest(tuple(ClassInfo(name, key, 1) for name, key in entries), 32, channels, ())
+    return Manifest(tuple(ClassInfo(name, key, 1) for name, key in entries), ImageField(32, 32, channels), ())
 
 
 def test_small_classifier_by_url(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.make_shards.images import ImageOptions
+from data_pipeline.make_shards.images import ImageOptions, ImageSamples
 from data_pipeline.make_shards.sources.idx import IdxSource
 from data_pipeline.make_shards.writing import make_shards
 from data_pipeline.storage.folder import Folder
@@ -42,9 +42,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory, idx_folder: Path) -> Path:
     """A folder of shards that tests must not change (copy it first)."""
     output = tmp_path_factory.mktemp("shards")
     make_shards(
-        IdxSource(Folder(idx_folder)),
+        ImageSamples(IdxSource(Folder(idx_folder)), ImageOptions(size=8, channels=1, fit="pad", encoding="png")),
         Folder(output),
-        ImageOptions(size=8, channels=1, fit="pad", encoding="png"),
         description="idx",
         where=idx_folder,
         samples_per_shard=47,

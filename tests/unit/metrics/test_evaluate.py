@@ -17,20 +17,22 @@ from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import load_config
 from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
-from trainer.metrics import inline, measures
+from trainer.methods.protocol import Sampler
+from trainer.metrics import measures
 from trainer.metrics.features import ClassifierFeatures, open_features
 from trainer.metrics.frechet import frechet_distance
 from trainer.metrics.inline import InlineHealth
 from trainer.metrics.records import append_records, read_records
 from trainer.metrics.reference import open_reference
-from trainer.metrics.samples import CHUNK, Sampler
+from trainer.metrics.samples import Samples
 from trainer.processes.launch import Launch
 from trainer.report import __main__ as report
+from trainer.trained.sampling import CHUNK
 from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 QUICK = ("--samples", "120", "--splits", "3", "--pairs", "10", "--class-samples", "60", "--queries", "20")
-EVERY = ",".join(measures.MEASURES)
+EVERY = ",".join(measure.name for measure in measures.MEASURES)
 
 
 def records_of(run: Path) -> dict[str, dict[str, Any]]:
@@ -222,9 +224,9 @@ def test_a_run_watches_its_own_health(
 ) -> None:
     path = tiny("watched", run={"evaluate_every": 2}, evaluation={"ms_ssim_pairs": 5})
 
-    def of_class(self: Sampler, label: int, chunk: int) -> Tensor:
+    def of_condition(self: Samples, condition: Tensor, chunk: int) -> Tensor:
         """Varied images, and from the last evaluation on one image per class."""
-        varied = torch.randint(0, 256, (CHUNK, 1, 32, 32), generator=torch.Generator().manual_seed(label)).to(
+        varied = torch.randint(0, 256, (CHUNK, 1, 32, 32), generator=torch.Generator().manual_seed(int(condition))).to(
             torch.uint8
         )
         return varied[:1].expand(CHUNK, -1, -1, -1) if len(looks) == 3 else varied
@@ -232,11 +234,11 @@ def test_a_run_watches_its_own_health(
     looks: list[int] = []
     real_look = InlineHealth.at_evaluation
 
-    def counted(self: InlineHealth, module: torch.nn.Module) -> Any:
+    def counted(self: InlineHealth, sampler: Sampler) -> Any:
         looks.append(1)
-        return real_look(self, module)
+        return real_look(self, sampler)
 
-    monkeypatch.setattr(inline.Sampler, "of_class", of_class)
+    monkeypatch.setattr(Samples, "of_condition", of_condition)
     monkeypatch.setattr(InlineHealth, "at_evaluation", counted)
     assert train(load_config(str(path)), LAUNCH)
     printed = capsys.readouterr().out

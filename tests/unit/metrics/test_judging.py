@@ -12,18 +12,19 @@ from skimage import data as pictures
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from data_pipeline.manifest.format import ClassInfo, Manifest
+from data_pipeline.manifest.format import ClassInfo, ImageField, Manifest
 from data_pipeline.reading.stream import DataConfig
 from trainer.classifiers import build_classifier, parse_classifier
 from trainer.foundation.errors import SettingError
 from trainer.metrics.features import ClassifierFeatures, InceptionFeatures, open_features
 from trainer.metrics.health import CollapseWatch, HealthWatch, largest_singular_value, singular_values
-from trainer.metrics.judge import ClassSums, Judge, discriminability, shrink_and_enlarge, study_resolutions
+from trainer.metrics.judge import ClassSums, Judge, shrink_and_enlarge
+from trainer.metrics.ms_ssim import accuracy_against_ms_ssim, pairs_of
 from trainer.metrics.neighbours import near_copies, nearest_pixels
-from trainer.metrics.over_classes import accuracy_against_ms_ssim, pairs_of
-from trainer.metrics.real import images_of_class, real_chunks
+from trainer.metrics.resolutions import discriminability, study_resolutions
 from trainer.models import ModelConfig, build_discriminator
 from trainer.models.resnet import ResNetDiscriminatorConfig
+from trainer.trained.real import images_of_class, real_chunks
 
 PHOTOGRAPHS = {"astronaut": 512, "chelsea": 300, "coffee": 400, "rocket": 427}
 
@@ -85,7 +86,7 @@ def test_real_photographs_are_recognised_less_at_lower_resolutions() -> None:
     grey, _ = open_features("efficientnet_lite0", 1).both(image[:, :1])
     assert grey.shape == (1, 1280)
     with pytest.raises(SettingError, match="--classifier: EfficientNet-Lite0 knows its classes by WordNet id"):
-        Judge(network, Manifest(classes=(ClassInfo("cat", "cat", 3),), resolution=32, channels=3, shards=()))
+        Judge(network, Manifest(classes=(ClassInfo("cat", "cat", 3),), content=ImageField(32, 32, 3), shards=()))
 
 
 def test_missing_weights_are_a_sentence_with_the_cure(tmp_path: Path) -> None:

@@ -1,10 +1,7 @@
-import sys
-from pathlib import Path
+"""Every test of the networks begins with the same seed."""
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))  # for reference.py
 
 
 @pytest.fixture(autouse=True)

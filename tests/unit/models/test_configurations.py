@@ -7,7 +7,6 @@ import torch
 import yaml
 
 from trainer.config import load_config
-from trainer.methods import build_objective, check_objective
 from trainer.models import build_discriminator, build_generator
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -45,8 +44,7 @@ def test_sizes_and_fit(path):
             parameters(build_generator(config.generator, config.model)),
             parameters(build_discriminator(config.discriminator, config.model)),
         )
-    build_objective(config.objective)
-    check_objective(config.objective, config.discriminator, config.model)
+    config.objective.build(config.problem())
     assert path.stem in SIZES, "a new configuration: give its sizes here"
     if SIZES[path.stem]:
         assert sizes == SIZES[path.stem]

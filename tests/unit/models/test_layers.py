@@ -1,11 +1,11 @@
-"""The layers against formulas written in NumPy (reference.py), in float64."""
+"""The layers against formulas written in NumPy (tests.support.reference), in float64."""
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch.autograd import gradcheck
 
+from tests.support import reference
 from trainer.models.conditioning import ConditionalBatchNorm2d
 from trainer.models.layers import BatchNorm2d, SpectralConv2d, SpectralEmbedding, SpectralLinear
 

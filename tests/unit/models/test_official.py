@@ -5,10 +5,10 @@ The reference gets its arrays by the official names, so that these tests also ho
 
 import numpy as np
 import pytest
-import reference
 import torch
 from torch.autograd import gradcheck
 
+from tests.support import reference
 from trainer.models import ModelConfig, build_discriminator, build_generator
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig

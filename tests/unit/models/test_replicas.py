@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from trainer.methods import AdversarialConfig, Latents, RealAndLatents, build_objective
+from tests.support.games import draw_of, losses, method_of
+from trainer.methods.adversarial import AdversarialConfig
 from trainer.models import ModelConfig, build_discriminator, build_generator, replica_passes
 from trainer.models.layers import BatchNorm2d, SpectralLayer
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
@@ -26,13 +27,13 @@ def draws(replica, real=True):
     z = torch.randn(5, 4, generator=random, dtype=torch.float64)
     y = torch.randint(3, (5,), generator=random)
     if not real:
-        return Latents(z, y)
-    return RealAndLatents(torch.randn(4, 1, 8, 8, generator=random, dtype=torch.float64), y[:4], z, y)
+        return draw_of(z, y)
+    return draw_of(z, y, torch.randn(4, 1, 8, 8, generator=random, dtype=torch.float64), y[:4])
 
 
 def step(blocks, kind, passes="separate"):
     """Gradients summed over processes (`blocks` of replicas), and the states of each process after the step."""
-    objective = build_objective(AdversarialConfig(passes=passes))
+    method = method_of(AdversarialConfig(passes=passes))
     total, states = {}, []
     for held in blocks:
         G, D = networks()
@@ -40,10 +41,8 @@ def step(blocks, kind, passes="separate"):
             loss = 0
             for c in held:
                 start_replica(c)
-                if kind == "discriminator":
-                    loss = loss + objective.discriminator_loss(G, D, draws(c))["loss"] / REPLICAS
-                else:
-                    loss = loss + objective.generator_loss(G, D, draws(c, real=False))["loss"] / REPLICAS
+                draw = draws(c, real=kind == "discriminator")
+                loss = loss + losses(method, kind, {"generator": G, "discriminator": D}, draw)["loss"] / REPLICAS
         loss.backward()
         for name, p in itertools.chain(G.named_parameters(prefix="G"), D.named_parameters(prefix="D")):
             if p.grad is not None:
@@ -86,11 +85,11 @@ def test_outside_the_context_every_forward_is_a_pass_and_nothing_is_kept():
     G, D = networks()
     with replica_passes(G, D) as start_replica:
         start_replica(1)
-        D(draws(0).real_images, draws(0).real_labels)
+        D(draws(0)["real_images"], draws(0)["real_labels"])
     assert all(layer._shared is None for layer in D.modules() if isinstance(layer, SpectralLayer))
     assert all(norm.update_statistics for norm in G.modules() if isinstance(norm, BatchNorm2d))
     before = D.linear.u.clone()
-    D(draws(0).real_images, draws(0).real_labels)
+    D(draws(0)["real_images"], draws(0)["real_labels"])
     moved = D.linear.weight @ D.linear.weight.T @ before
     torch.testing.assert_close(D.linear.u, (moved / moved.norm()).detach())
 
@@ -108,9 +107,9 @@ def test_replicas_other_than_0_leave_the_running_statistics():
     before = {name: value.clone() for name, value in G.named_buffers()}
     with replica_passes(G, D) as start_replica, torch.no_grad():
         start_replica(1)
-        other = G(*draws(1, real=False))
+        other = G(*draws(1, real=False).values())
         assert all(torch.equal(value, before[name]) for name, value in G.named_buffers())
         start_replica(0)
-        G(*draws(0, real=False))
+        G(*draws(0, real=False).values())
     assert not any(torch.equal(value, before[name]) for name, value in G.named_buffers())
-    torch.testing.assert_close(G(*draws(1, real=False)), other)
+    torch.testing.assert_close(G(*draws(1, real=False).values()), other)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.games import draw_of, losses
 from trainer.config import load_config
-from trainer.methods import Latents, RealAndLatents, build_objective
 from trainer.models import build_discriminator, build_generator, replica_passes, rewrites
 from trainer.models.rewrites import expand
 from trainer.models.traits import draws_inside
@@ -45,7 +45,7 @@ def close(found, plain, scale, what, bound=1e-12):
     assert error <= bound * scale, f"{what}: {error / scale:.1e} of {scale:.1e}"
 
 
-def step(G, D, objective, draws):
+def step(G, D, method, draws):
     """Losses, images, gradients of both players' steps over two replicas, and what the passes moved."""
     out = {}
     with replica_passes(G, D) as start_replica:
@@ -53,9 +53,9 @@ def step(G, D, objective, draws):
         for replica, batch in enumerate(draws):
             start_replica(replica)
             torch.manual_seed(replica)
-            losses = objective.discriminator_loss(G, D, batch)
-            total = total + losses["loss"]
-            out |= {f"{replica} {name}": value.detach() for name, value in losses.items()}
+            found = losses(method, "discriminator", {"generator": G, "discriminator": D}, batch)
+            total = total + found["loss"]
+            out |= {f"{replica} {name}": value.detach() for name, value in found.items()}
     total.backward()
     out |= {f"D gradient {name}": p.grad for name, p in D.named_parameters()}
     D.requires_grad_(False)
@@ -64,8 +64,8 @@ def step(G, D, objective, draws):
         for replica, batch in enumerate(draws):
             start_replica(replica)
             torch.manual_seed(replica)
-            out[f"images {replica}"] = G(batch.latents, batch.labels).detach()
-            total = total + objective.generator_loss(G, D, Latents(batch.latents, batch.labels))["loss"]
+            out[f"images {replica}"] = G(batch["latents"], batch["labels"]).detach()
+            total = total + losses(method, "generator", {"generator": G, "discriminator": D}, batch)["loss"]
     total.backward()
     D.requires_grad_(True)
     out |= {f"G gradient {name}": p.grad for name, p in G.named_parameters()}
@@ -85,10 +85,10 @@ def small(path):
     torch.manual_seed(0)
     G, D = build_generator(generator, model).double(), build_discriminator(discriminator, model).double()
     draws = [
-        RealAndLatents(
-            double(BATCH, model.image_channels, model.resolution, model.resolution),
-            torch.randint(model.classes, (BATCH,)),
+        draw_of(
             double(BATCH, model.latent_dim),
+            torch.randint(model.classes, (BATCH,)),
+            double(BATCH, model.image_channels, model.resolution, model.resolution),
             torch.randint(model.classes, (BATCH,)),
         )
         for _ in range(REPLICAS)
@@ -103,14 +103,14 @@ def small(path):
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ONCE], ids=lambda path: path.stem)
 def test_a_step_is_the_plain_one(path):
     config, G, D, draws = small(path)
-    objective = build_objective(config.objective)
+    method = config.objective.build(config.problem())
 
     def result(speed):
         g, d = copy.deepcopy(G), copy.deepcopy(D)
         apply_speed(speed, {"generator": g, "discriminator": d}, config.model.resolution, LAUNCH)
         if speed.channels_last:
             g, d = g.to(memory_format=torch.channels_last), d.to(memory_format=torch.channels_last)
-        return step(g, d, objective, draws)
+        return step(g, d, method, draws)
 
     # Dropout is drawn in the order of memory, so that its networks have but one layout (and speed refuses the other).
     reference = replace(PLAIN, channels_last=draws_inside(D))

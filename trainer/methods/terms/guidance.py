@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from trainer.checkpoint.names import parse_commit_name
 from trainer.classifiers import Classifier, ClassifierConfig
 from trainer.foundation.errors import CheckpointError, SettingError
-from trainer.methods.adversarial import Discriminator, Generator, Latents, RealAndLatents
-from trainer.methods.protocol import Objective
+from trainer.methods.terms.term import Seen, Term, Value
 
 PREFIX = "classifier_loss/"
 """What the state's tensors of the stage are called."""
@@ -64,41 +64,29 @@ class ClassifierLossConfig:
             )
 
 
-class GuidedObjective:
-    """An objective whose generator's loss has the classifier's besides; the discriminator's is what it was.
+class ClassifierTerm(Term):
+    """weight x cross-entropy of the classifier on the generator's images, in the generator's turns of the stage."""
 
-    The classifier sees the very images that the objective showed to the discriminator.
-    """
+    name = "classifier"
 
-    def __init__(self, objective: Objective, classifier: Classifier, logit_of: Tensor | None, weight: float) -> None:
+    def __init__(self, config: ClassifierLossConfig, classifier: Classifier, logit_of: Tensor | None) -> None:
         """`logit_of` [classes]: the logit of each of the data's classes; None: class n is logit n."""
-        self.objective, self.classifier, self.logit_of, self.weight = objective, classifier, logit_of, weight
+        self.config, self.classifier, self.logit_of = config, classifier, logit_of
 
-    def discriminator_loss(self, G: Generator, D: Discriminator, batch: RealAndLatents) -> dict[str, Tensor]:
-        """The objective's own."""
-        return self.objective.discriminator_loss(G, D, batch)
+    def weight(self, player: str, iteration: int, update: int) -> float | None:
+        return (weight_at(self.config, iteration) or None) if player == "generator" else None
 
-    def generator_loss(self, G: Generator, D: Discriminator, batch: Latents) -> dict[str, Tensor]:
-        """The objective's loss + weight x cross-entropy; logs the cross-entropy and the classifier's accuracy as well."""
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def watched(latents: Tensor, labels: Tensor) -> Tensor:
-            images = G(latents, labels)
-            seen.append((images, labels))
-            return images
-
-        terms = self.objective.generator_loss(watched, D, batch)
-        images, labels = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*seen, strict=True))
-        logits = self.classifier(images)
-        targets = labels if self.logit_of is None else self.logit_of[labels]
+    def value(self, player: str, seen: Seen, weight: float) -> Value:
+        """The classifier sees the very images that the discriminator sees. Logs cross-entropy, accuracy and weight."""
+        logits = self.classifier(seen.fake_images)
+        targets = seen.fake_labels if self.logit_of is None else self.logit_of[seen.fake_labels]
         cross_entropy = F.cross_entropy(logits, targets)
-        return {
-            **terms,
-            "loss": terms["loss"] + self.weight * cross_entropy,
+        logged = {
             "classifier_loss": cross_entropy.detach(),
             "classifier_accuracy": (logits.detach().argmax(1) == targets).float().mean(),
-            "classifier_weight": torch.full((), self.weight, device=logits.device),
+            "classifier_weight": torch.full((), weight, device=logits.device),
         }
+        return Value(weight * cross_entropy, logged)
 
 
 def weight_at(config: ClassifierLossConfig, iteration: int) -> float:
@@ -129,9 +117,11 @@ def check_classifier_loss(
             f"classifier_loss.begin: is {config.begin}, but the run ends at run.iterations = {iterations}, so that the loss "
             "would never be on; set it to an earlier iteration, or leave the section out"
         )
-    number = (initialize_from or "").rpartition("@")
-    if number[1] and number[2].isdigit():
-        problem = first_iteration_problem(config, int(number[2]), str(initialize_from))
+    if initialize_from is None:
+        return
+    source = parse_commit_name(initialize_from, "run.initialize_from")
+    if source.iteration is not None:
+        problem = first_iteration_problem(config, source.iteration, initialize_from)
         if problem:
             raise ValueError(problem)
 
@@ -140,7 +130,7 @@ def first_iteration_problem(config: ClassifierLossConfig | None, iteration: int,
     """What is wrong with starting a fine-tuning run from another run's commit of `iteration`, if anything is."""
     if config is None or iteration == config.begin:
         return None
-    run = source.rpartition("@")[0] or source
+    run = parse_commit_name(source, "run.initialize_from").run
     return (
         f"run.initialize_from: {source} is at iteration {iteration}, but the stage begins at classifier_loss.begin = "
         f"{config.begin}; give {run}@{config.begin}, or set classifier_loss.begin to {iteration}"

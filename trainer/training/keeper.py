@@ -1,0 +1,209 @@
+"""The run's checkpoints: taken up at the start, saved off the critical path."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from data_pipeline.manifest.format import ClassInfo, Manifest
+from trainer.checkpoint.commits import CheckpointStore, Restored
+from trainer.checkpoint.format import Commit
+from trainer.checkpoint.names import parse_commit_name
+from trainer.checkpoint.resume import Change, check_data, check_settings
+from trainer.checkpoint.saver import Saver
+from trainer.config import Config, as_tree, config_from_tree
+from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
+from trainer.methods.terms import guidance
+from trainer.players.optimizers import KINDS
+from trainer.processes.launch import Launch, share_failure, share_from_main, share_object
+from trainer.training.state import State
+
+logger = logging.getLogger("menagerie")
+
+HARMLESS = (
+    *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
+    "run.deterministic",
+    *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer", "rollbacks")),
+    *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
+    "checkpoint",
+    "evaluation",
+    "speed",
+    *(f"classifier_loss.{name}.weights" for name in ("classifier", "independent")),
+)
+"""Settings that do not change what is computed."""
+HARMLESS_OF_A_SOURCE = (
+    *("shards", "cache_dir", "cache_bytes", "decode_threads", "prefetch_batches"),
+    *("fetch_deadline", "fetch_request_timeout"),
+)
+"""Of every source. The shards themselves are compared by their fingerprint."""
+
+
+def harmless(config: Config) -> tuple[str, ...]:
+    """All settings of this experiment that do not change what is computed."""
+    sections = ("data", *(f"sources.{name}" for name in config.sources))
+    return (*HARMLESS, *(f"{section}.{name}" for section in sections for name in HARMLESS_OF_A_SOURCE))
+
+
+class Keeper:
+    """The run's checkpoints: taken up at the start, saved off the critical path. Only the main process writes."""
+
+    def __init__(self, config: Config, launch: Launch, before_write: Callable[[], None] | None = None) -> None:
+        """`before_write` is called, in the saver's thread, ahead of every checkpoint."""
+        self.config, self.launch = config, launch
+        self.before_write = before_write or (lambda: None)
+        self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
+        self.saver: Saver | None = None
+        self.failure: TrainerError | None = None
+        self.fingerprints: dict[str, str] = {}
+        """Of every source's shards that the commit was made with, by the source's name; none where the run starts."""
+        self.classes: tuple[ClassInfo, ...] = ()
+
+    def resume(self, state: State) -> int:
+        """Become the run's writer and put the newest commit into every process; returns the iteration, 0 if none.
+
+        Raises `CheckpointError` or `SettingError`; nothing has been touched then.
+        """
+        restored, error = None, None
+        if self.store is not None:
+            try:
+                restored = self._take_up(self.store)
+            except TrainerError as found:
+                error = found
+        share_failure(self.launch, error)
+        iteration = share_object(self.launch, restored.commit.iteration if restored else 0)
+        if share_object(self.launch, restored is None):
+            tensors: dict[str, Tensor] | None = state.tensors()  # every process: a strategy may have to gather
+        else:
+            tensors = restored.tensors if restored else None
+        state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
+        return iteration
+
+    def _take_up(self, store: CheckpointStore) -> Restored | None:
+        """In the main process: judge the newest commit, become the writer, read it, start the saver."""
+        for commit in store.commits()[:1]:
+            self._judge(commit)  # before a start that is refused could fence off one that is at work
+        store.acquire()
+        restored = store.restore(set_aside=True)
+        if restored is not None:
+            for change in self._judge(restored.commit):
+                logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
+            self.fingerprints = dict(restored.commit.info.get("source_fingerprints", {}))
+            if restored.commit.info.get("data_fingerprint"):
+                self.fingerprints["data"] = restored.commit.info["data_fingerprint"]
+        durable = restored.commit.iteration if restored else None
+        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
+        return restored or self._initial()
+
+    def _initial(self) -> Restored | None:
+        """What `run.initialize_from` names: another run's commit, with or without Adam's moments."""
+        run = self.config.run
+        if run.initialize_from is None:
+            return None
+        name = parse_commit_name(run.initialize_from, "run.initialize_from")
+        source = CheckpointStore(name.run)
+        held = [commit.iteration for commit in source.commits()]
+        if name.iteration is not None and held and name.iteration not in held:
+            raise CheckpointError(
+                f"run.initialize_from: {name.run} holds no checkpoint of iteration {name.iteration}, only of "
+                f"{', '.join(map(str, sorted(held)))}; give one of these (checkpoint.keep_every says which ones a run keeps)"
+            )
+        restored = source.restore(name.iteration)
+        if restored is None:
+            raise CheckpointError(
+                f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
+            )
+        guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
+        for tensor in [tensor for tensor in restored.tensors if tensor.startswith(guidance.PREFIX)]:
+            del restored.tensors[tensor]  # the stage is this run's own
+        if not run.initialize_optimizer:
+            for tensor, value in restored.tensors.items():
+                if tensor.partition("/")[0].rpartition(".")[2] in KINDS:
+                    value.zero_()
+        moments = "with" if run.initialize_optimizer else "without"
+        logger.warning(
+            "starting from iteration %d of %s, %s Adam's moments",
+            restored.commit.iteration,
+            run.initialize_from,
+            moments,
+        )
+        return restored
+
+    def _judge(self, commit: Commit) -> list[Change]:
+        """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
+        if self.config.run.resume == "never":
+            raise CheckpointError(
+                f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
+                f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
+            )
+        before, after = commit.info.get("settings", {}), as_tree(self.config)
+        with suppress(SettingError):  # settings that did not exist then have their defaults
+            before = as_tree(config_from_tree(before))
+        return check_settings(before, after, harmless=harmless(self.config), allowed=self.config.run.allow_changed)
+
+    def check_data(self, manifests: Mapping[str, Manifest]) -> None:
+        """Refuse shards other than those of the commit; from here on every commit tells fingerprints and classes."""
+        for name, manifest in manifests.items():
+            setting = "data.shards" if name == "data" else f"sources.{name}.shards"
+            shards = self.config.source(name).shards
+            check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+        self.fingerprints = {name: manifest.fingerprint for name, manifest in manifests.items()}
+        self.classes = manifests["data"].classes if "data" in manifests else ()
+
+    def due(self, scheduled: bool, iteration: int) -> bool:
+        """Whether the main process wants to save now. What must end the run is kept for `raise_failure`."""
+        if self.saver is None:
+            return False
+        try:
+            self.saver.poll()
+        except TrainerError as error:
+            self.failure = error
+        return self.saver.due(scheduled, iteration)
+
+    def raise_failure(self) -> None:
+        """Every process calls it once one has `failure`: a lost lease, NaN in the state, a store that fails too long."""
+        share_failure(self.launch, self.failure)
+
+    def save(self, state: State, iteration: int, real_samples: int, scores: dict[str, float], *, final: bool) -> None:
+        """Save the state of `iteration`, in the background, or at once and durably if it is the `final` one.
+
+        `real_samples`: read so far by all replicas. `scores`: what was measured at this iteration, for
+        `checkpoint.keep_best`.
+        """
+        tensors = state.tensors()
+        if self.saver is not None:
+            info = self._info(real_samples) | ({"scores": scores} if scores else {})
+            (self.saver.finish if final else self.saver.save)(iteration, tensors, info)
+
+    def end(self, reason: str, iteration: int) -> None:
+        """Note that this start ended in good order."""
+        if self.store is not None:
+            self.store.release(reason, iteration)
+
+    def status(self) -> dict[str, float]:
+        """Figures for TensorBoard."""
+        return self.saver.status().scalars() if self.saver else {}
+
+    def note(self) -> str:
+        """For the end of the status line."""
+        return f" | {self.saver.status().note()}" if self.saver else ""
+
+    def close(self) -> None:
+        """End the background thread."""
+        if self.saver is not None:
+            self.saver.close()
+
+    def _info(self, real_samples: int) -> dict[str, Any]:
+        others = {name: fingerprint for name, fingerprint in self.fingerprints.items() if name != "data"}
+        return {
+            "real_images": real_samples,
+            "strategy": self.launch.strategy,
+            "precision": self.launch.precision,
+            "world_size": self.launch.world_size,
+            "data_fingerprint": self.fingerprints.get("data"),
+            **({"source_fingerprints": others} if others else {}),
+            "class_names": [entry.name for entry in self.classes],
+            "class_ids": [entry.id for entry in self.classes],
+            "settings": as_tree(self.config),
+        }
