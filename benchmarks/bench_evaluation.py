@@ -16,7 +16,7 @@ from trainer.metrics.inception_score import InceptionScore
 from trainer.metrics.kid import kernel_distance
 from trainer.metrics.ms_ssim import pairs_of
 from trainer.metrics.precision_recall import precision_recall
-from trainer.models import ModelConfig, build_generator
+from trainer.models import ModelConfig
 from trainer.models.resnet import ResNetGeneratorConfig
 
 
@@ -65,7 +65,7 @@ def main() -> None:
             ("generator, imagenet128 (ch 64, 128 px)", ResNetGeneratorConfig(channels=64), (128, 3, 1000)),
         ):
             settings = ModelConfig(resolution=model[0], image_channels=model[1], classes=model[2])
-            module = build_generator(config, settings).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module = config.build(settings).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             latents, labels = torch.randn(50, 128), torch.arange(50) % model[2]
             took = seconds(lambda m=module, z=latents, y=labels: m(z, y))  # type: ignore[misc]
             row(name, took * 20, f"{sum(p.numel() for p in module.parameters()) * 4 / 1e6:.0f} MB of weights")

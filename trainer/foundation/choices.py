@@ -5,7 +5,8 @@
 
 A settings class is a frozen pydantic dataclass that forbids unknown settings, has `name: Literal["..."] = "..."`, and
 builds what it names. To add one: its file, and its name in the union. A class from another package needs no edit here:
-`name: package.module:ClassName` imports it. Such a class needs no field `name`.
+`name: package.module:ClassName` imports it. Such a class needs no field `name`. To import is to run: load only settings
+that you trust.
 """
 
 import dataclasses
@@ -62,7 +63,7 @@ class Choice:
         if name is None and "name" not in value:
             raise PydanticCustomError("union_tag_not_found", "is missing", {"expected_tags": _quoted(members)})
         if isinstance(name, str) and name in members:
-            return _adapter(members[name]).validate_python({**value, "name": name})
+            return _adapter(members[name]).validate_python(value)
         if not isinstance(name, str) or ":" not in name:
             context = {"discriminator": "'name'", "tag": str(name), "expected_tags": _quoted(members)}
             raise PydanticKnownError("union_tag_invalid", context)

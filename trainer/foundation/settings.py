@@ -176,11 +176,15 @@ def describe(kind: type, tree: Tree | None = None, prefix: str = "") -> Iterator
         bare = _bare(hints[field.name])
         below = (tree or {}).get(field.name)
         below = below if isinstance(below, dict) else None
-        members: list[Any] = [member for member in _members(bare) if dataclasses.is_dataclass(member)]
+        members = _settings_classes(hints[field.name], below)
+        for member in members:
+            yield from describe(member, below, f"{name}.")
         if members:
-            for member in _chosen(hints[field.name], members, below):
-                yield from describe(member, below, f"{name}.")
             continue
+        if typing.get_origin(bare) is dict:  # sections by names that the user gives
+            for key, part in (below or {}).items():
+                for member in _settings_classes(typing.get_args(bare)[1], part) if isinstance(part, dict) else ():
+                    yield from describe(member, part, f"{name}.{key}.")
         info = fields.get(field.name)
         default = "required"
         if info is not None and not info.is_required():
@@ -199,15 +203,16 @@ def _members(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _chosen(hint: Any, members: list[Any], below: Tree | None) -> list[Any]:
-    """The member of a union that the section `below` names, else all members."""
-    choice = choice_of(hint)
-    if below is None:
-        return members
-    if choice is not None:
-        member = choice.member(_bare(hint), below.get("name"))
-        return members if member is None else [member]
-    return [member for member in members if tag_of(member) == below.get("name")] or members
+def _settings_classes(hint: Any, below: Tree | None) -> list[Any]:
+    """The settings classes that a value of this type can have: the one that the section `below` names, else all."""
+    if typing.get_origin(hint) is typing.Annotated:
+        choice = choice_of(hint)
+        member = choice.member(_bare(hint), below.get("name")) if choice is not None and below is not None else None
+        return _settings_classes(_bare(hint), below) if member is None else [member]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        found = [kind for part in typing.get_args(hint) for kind in _settings_classes(part, below)]
+        return [kind for kind in found if below and tag_of(kind) == below.get("name")] or found
+    return [hint] if dataclasses.is_dataclass(hint) else []
 
 
 def _type_name(hint: Any) -> str:

@@ -8,8 +8,6 @@ The settings build the network they name: `config.build(model)`. A network is ca
 
 from typing import Annotated
 
-from torch import nn
-
 from trainer.foundation.choices import Choice
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import ModelConfig, NetworkConfig, classifies, couples_samples
@@ -26,27 +24,7 @@ __all__ = [
     "GeneratorConfig",
     "ModelConfig",
     "NetworkConfig",
-    "build_discriminator",
-    "build_generator",
     "classifies",
     "couples_samples",
-    "has_batch_norm",
-    "has_class_logits",
     "replica_passes",
 ]
-
-
-def build_generator(config: NetworkConfig, model: ModelConfig) -> nn.Module:
-    """`config.build(model)`, for callers that do not say so yet; it goes with the last of them."""
-    return config.build(model)
-
-
-def build_discriminator(config: NetworkConfig, model: ModelConfig) -> nn.Module:
-    """`config.build(model)`, for callers that do not say so yet; it goes with the last of them."""
-    return config.build(model)
-
-
-has_batch_norm = couples_samples
-"""The former name, for callers that do not say `couples_samples` yet; it goes with the last of them."""
-has_class_logits = classifies
-"""The former name, for callers that do not say `classifies` yet; it goes with the last of them."""

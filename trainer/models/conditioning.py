@@ -152,7 +152,7 @@ class UnconditionalConfig:
     name: Literal["none"] = "none"
 
     def build(self, classes: int, features: int, blocks: int) -> Conditioning:
-        """The conditioning for a backbone of `blocks` blocks with pooled features [B, `features`]."""
+        """The conditioning for a backbone of `blocks` blocks and pooled features [B, `features`]."""
         return Unconditional()
 
 
@@ -161,7 +161,7 @@ class ProjectionConfig:
     name: Literal["projection"] = "projection"
 
     def build(self, classes: int, features: int, blocks: int) -> Conditioning:
-        """As above. Raises SettingError without classes."""
+        """The conditioning for pooled features [B, `features`]. Raises SettingError without classes."""
         check_classes(self.name, classes)
         return Projection(classes, features)
 
@@ -175,7 +175,7 @@ class ConcatConfig:
     """Number of the block whose output it joins. The official code has 3, the paper's first version says 4."""
 
     def build(self, classes: int, features: int, blocks: int) -> Conditioning:
-        """As above. Raises SettingError without classes, or if no block follows `after_block`."""
+        """The conditioning for `blocks` blocks. Raises SettingError without classes, or if none follows `after_block`."""
         check_classes(self.name, classes)
         if self.after_block >= blocks:
             raise SettingError(
@@ -195,7 +195,7 @@ class AuxiliaryClassifierConfig:
         return True
 
     def build(self, classes: int, features: int, blocks: int) -> Conditioning:
-        """As above. Raises SettingError without classes."""
+        """The conditioning for pooled features [B, `features`]. Raises SettingError without classes."""
         check_classes(self.name, classes)
         return AuxiliaryClassifier(classes, features)
 

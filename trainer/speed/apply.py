@@ -23,8 +23,8 @@ def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolutio
             silent = silent_layers(network)
             what = f"layers that do not say whether they draw ({', '.join(silent)})" if silent else "dropout or noise"
             raise SettingError(
-                f"speed.channels_last: is false, but the {name} has {what}, which is drawn in the order of memory: it would "
-                "be another training; set it to true"
+                f"speed.channels_last: is false, but the {name} has {what}, and draws follow the order of memory: it would be "
+                "another training; set it to true"
             )
         set_fused(
             network,

@@ -71,7 +71,17 @@ def test_the_printed_configuration_is_the_configuration(tiny: Callable[..., Path
 
 def test_help_knows_every_setting() -> None:
     text = help_text()
-    for name in ("run.dir", "run.checkpoint_every", "data.shuffle_window", "batch.generated_per_replica", "ema.decay"):
+    for name in (
+        "run.dir",
+        "run.checkpoint_every",
+        "data.shuffle_window",
+        "batch.generated_per_replica",
+        "ema.decay",
+        "generator.channels",
+        "discriminator.conditioning.dimension",
+        "objective.loss",
+        "optimizer.generator.beta1",
+    ):
         assert f"--{name} (" in text
 
 

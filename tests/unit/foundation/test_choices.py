@@ -44,6 +44,7 @@ class Experiment:
     optimizer: Annotated[Adam | Sgd, Choice(default="adam")] = Adam()
     several: tuple[Annotated[Adam | Sgd, Choice()], ...] = ()
     perhaps: Annotated[Adam | Sgd, Choice()] | None = None
+    named: dict[str, Annotated[Adam | Sgd, Choice(default="adam")]] = Field(default_factory=dict)
     loss: Annotated[str, OneOf(TABLE)] = "hinge"
     """Which loss."""
 
@@ -178,6 +179,13 @@ def test_help_describes_the_member_that_is_named(lab: str) -> None:
     assert names({"optimizer": {"name": "sgd"}}) == sgd
     assert names({"optimizer": {"name": f"{lab}:Lion"}}) == ["optimizer.rate"]
     assert names({"optimizer": {"name": f"{lab}:Tiger"}}) == adam + sgd
+    optional = [setting.name for setting in describe(Experiment) if setting.name.startswith("perhaps")]
+    assert optional == [name.replace("optimizer", "perhaps") for name in adam + sgd]
+    tree = {"perhaps": {"name": "sgd"}, "named": {"a": {}, "b": {"name": f"{lab}:Lion"}, "c": 3}}
+    found = [setting.name for setting in describe(Experiment, tree) if setting.name.startswith(("perhaps", "named"))]
+    assert found == ["perhaps.name", "perhaps.momentum", "named.a.name", "named.a.rate", "named.b.rate", "named"]
+    assert refusal(perhaps={"name": "sgd", "momentun": 1}).endswith("did you mean perhaps.momentum?")
+    assert refusal(named={"a": {"rat": 1}}).endswith("did you mean named.a.rate?")
     loss = next(setting for setting in describe(Experiment) if setting.name == "loss")
     assert (loss.kind, loss.default, loss.help) == ("hinge | wasserstein", "hinge", "Which loss.")
 

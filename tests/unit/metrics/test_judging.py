@@ -22,7 +22,7 @@ from trainer.metrics.judge import ClassSums, Judge, shrink_and_enlarge
 from trainer.metrics.ms_ssim import accuracy_against_ms_ssim, pairs_of
 from trainer.metrics.neighbours import near_copies, nearest_pixels
 from trainer.metrics.resolutions import discriminability, study_resolutions
-from trainer.models import ModelConfig, build_discriminator
+from trainer.models import ModelConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig
 from trainer.trained.real import images_of_class, real_chunks
 
@@ -177,7 +177,7 @@ def test_health_scalars_and_warnings() -> None:
     exact = float(torch.linalg.svdvals(weight.flatten(1))[0])
     assert largest_singular_value(weight) == pytest.approx(exact, rel=0.02)
     model = ModelConfig(resolution=32, image_channels=1, classes=3, latent_dim=8)
-    module = build_discriminator(ResNetDiscriminatorConfig(channels=8), model)
+    module = ResNetDiscriminatorConfig(channels=8).build(model)
     sizes = singular_values(module)
     for name, value in sizes.items():
         matrix = module.get_parameter(f"{name}.weight").detach().flatten(1)

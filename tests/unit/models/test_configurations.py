@@ -7,7 +7,6 @@ import torch
 import yaml
 
 from trainer.config import load_config
-from trainer.models import build_discriminator, build_generator
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -41,8 +40,8 @@ def test_sizes_and_fit(path):
     config = load_config(str(path))
     with torch.device("meta"):
         sizes = (
-            parameters(build_generator(config.generator, config.model)),
-            parameters(build_discriminator(config.discriminator, config.model)),
+            parameters(config.generator.build(config.model)),
+            parameters(config.discriminator.build(config.model)),
         )
     config.objective.build(config.problem())
     assert path.stem in SIZES, "a new configuration: give its sizes here"

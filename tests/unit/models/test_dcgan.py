@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from trainer.foundation.errors import SettingError
-from trainer.models import ModelConfig, build_discriminator, build_generator
+from trainer.models import ModelConfig
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.layers import BatchNorm2d
 
@@ -19,8 +19,8 @@ NARROW = (2, 3, 4, 5, 6, 7)
 def networks(resolution, **discriminator):
     torch.manual_seed(0)
     model = ModelConfig(resolution=resolution, classes=4, latent_dim=6)
-    G = build_generator(DCGANGeneratorConfig(widths=SMALL[resolution]), model)
-    return G, build_discriminator(DCGANDiscriminatorConfig(widths=NARROW, **discriminator), model)
+    G = DCGANGeneratorConfig(widths=SMALL[resolution]).build(model)
+    return G, DCGANDiscriminatorConfig(widths=NARROW, **discriminator).build(model)
 
 
 def size(network):
@@ -32,16 +32,16 @@ def test_parameter_counts_follow_from_the_published_layers():
     with torch.device("meta"):
         transposed = [(768, 384, 5), (384, 256, 5), (256, 192, 5), (192, 64, 5)]
         G = 110 * 768 + 768 + sum(i * o * k * k + 2 * o for i, o, k in transposed) + 64 * 3 * 8 * 8 + 3
-        assert size(build_generator(DCGANGeneratorConfig(), PAPER)) == G == 11_465_731
+        assert size(DCGANGeneratorConfig().build(PAPER)) == G == 11_465_731
         convs = [(16, 32), (32, 64), (64, 128), (128, 256), (256, 512)]
         D = 3 * 16 * 9 + 16 + sum(i * o * 9 + 2 * o for i, o in convs)
         heads = 13 * 13 * 512 * 11 + 11
-        assert size(build_discriminator(DCGANDiscriminatorConfig(), PAPER)) == D + heads == 2_525_579
+        assert size(DCGANDiscriminatorConfig().build(PAPER)) == D + heads == 2_525_579
         heads = 4 * 4 * 512 * 11 + 11
-        assert size(build_discriminator(DCGANDiscriminatorConfig(), CIFAR)) == D + heads
+        assert size(DCGANDiscriminatorConfig().build(CIFAR)) == D + heads
         transposed = [(384, 192, 4), (192, 96, 4), (96, 48, 4)]
         G = 110 * 384 + 384 + sum(i * o * k * k + 2 * o for i, o, k in transposed) + 48 * 3 * 4 * 4 + 3
-        assert size(build_generator(DCGANGeneratorConfig(), CIFAR)) == G
+        assert size(DCGANGeneratorConfig().build(CIFAR)) == G
 
 
 @pytest.mark.parametrize("resolution", [32, 128])
@@ -59,7 +59,7 @@ def test_shapes_and_heads(resolution):
 def test_class_is_appended_or_overwrites_the_first_latents():
     for placement, inputs in (("appended", 10), ("overwrites_latents", 6)):
         model = ModelConfig(resolution=32, classes=4, latent_dim=6)
-        G = build_generator(DCGANGeneratorConfig(widths=SMALL[32], class_placement=placement), model).eval()
+        G = DCGANGeneratorConfig(widths=SMALL[32], class_placement=placement).build(model).eval()
         assert G.linear.in_features == inputs
         seen = []
         G.linear.register_forward_pre_hook(lambda layer, x, seen=seen: seen.append(x[0]))
@@ -74,7 +74,7 @@ def test_class_is_appended_or_overwrites_the_first_latents():
 def test_initial_weights_are_normal_with_002():
     torch.manual_seed(0)
     model = ModelConfig(resolution=32, classes=10, latent_dim=100)
-    G, D = build_generator(DCGANGeneratorConfig(), model), build_discriminator(DCGANDiscriminatorConfig(), model)
+    G, D = DCGANGeneratorConfig().build(model), DCGANDiscriminatorConfig().build(model)
     for network in (G, D):
         for layer in network.modules():
             if isinstance(layer, BatchNorm2d):
@@ -179,19 +179,18 @@ def test_activation_noise_has_the_given_spread():
 
 
 @pytest.mark.parametrize(
-    ("build", "config", "model", "setting"),
+    ("config", "model", "setting"),
     [
-        (build_generator, DCGANGeneratorConfig(), ModelConfig(resolution=64), "generator.name"),
-        (build_discriminator, DCGANDiscriminatorConfig(), ModelConfig(resolution=64), "discriminator.name"),
-        (build_generator, DCGANGeneratorConfig(widths=(4, 4)), CIFAR, "generator.widths"),
+        (DCGANGeneratorConfig(), ModelConfig(resolution=64), "generator.name"),
+        (DCGANDiscriminatorConfig(), ModelConfig(resolution=64), "discriminator.name"),
+        (DCGANGeneratorConfig(widths=(4, 4)), CIFAR, "generator.widths"),
         (
-            build_generator,
             DCGANGeneratorConfig(class_placement="overwrites_latents"),
             ModelConfig(resolution=32, classes=10, latent_dim=10),
             "model.latent_dim",
         ),
     ],
 )
-def test_impossible_networks_are_refused_by_setting(build, config, model, setting):
+def test_impossible_networks_are_refused_by_setting(config, model, setting):
     with pytest.raises(SettingError, match=f"^{setting}: "), torch.device("meta"):
-        build(config, model)
+        config.build(model)

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 
 from tests.support import reference
-from trainer.models import ModelConfig, build_discriminator, build_generator
+from trainer.models import ModelConfig
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.official.names import official_counters, official_names
@@ -35,7 +35,7 @@ def arrays_of(network):
 def generator_case(resolution, conditional=True):
     torch.manual_seed(resolution)
     model = ModelConfig(resolution=resolution, classes=5 if conditional else 0, latent_dim=6)
-    network = randomised(build_generator(ResNetGeneratorConfig(channels=1 if resolution > 32 else 4), model))
+    network = randomised(ResNetGeneratorConfig(channels=1 if resolution > 32 else 4).build(model))
     return network, torch.randn(3, 6).double(), torch.tensor([0, 4, 4])
 
 
@@ -43,7 +43,7 @@ def discriminator_case(resolution, conditioning):
     torch.manual_seed(resolution)
     model = ModelConfig(resolution=resolution, classes=0 if conditioning == "none" else 5)
     config = ResNetDiscriminatorConfig(channels=2, conditioning=CONDITIONINGS[conditioning])
-    network = randomised(build_discriminator(config, model))
+    network = randomised(config.build(model))
     return network, torch.randn(2, 3, resolution, resolution).double(), torch.tensor([0, 4])
 
 
@@ -133,9 +133,9 @@ def test_discriminator_gradients(conditioning):
 
 def test_small_networks_gradcheck():
     model = ModelConfig(resolution=8, classes=3, latent_dim=2, image_channels=1)
-    G = randomised(build_generator(ResNetGeneratorConfig(channels=1, multipliers=(2, 1)), model))
+    G = randomised(ResNetGeneratorConfig(channels=1, multipliers=(2, 1)).build(model))
     config = ResNetDiscriminatorConfig(channels=2, multipliers=(1, 1), downsampling_blocks=1)
-    D = randomised(build_discriminator(config, model)).eval()  # in training, u would move between evaluations
+    D = randomised(config.build(model)).eval()  # in training, u would move between evaluations
     y = torch.tensor([0, 2, 1])
     assert gradcheck(lambda z: G(z, y), torch.randn(3, 2, dtype=torch.float64, requires_grad=True))
     x = torch.randn(3, 1, 8, 8, dtype=torch.float64, requires_grad=True)
@@ -145,11 +145,11 @@ def test_small_networks_gradcheck():
 def test_official_names_are_those_of_the_official_files():
     model = ModelConfig(classes=3)
     with torch.device("meta"):
-        G = build_generator(ResNetGeneratorConfig(channels=1), model)
-        D = build_discriminator(ResNetDiscriminatorConfig(channels=1), model)
+        G = ResNetGeneratorConfig(channels=1).build(model)
+        D = ResNetDiscriminatorConfig(channels=1).build(model)
         small = ModelConfig(resolution=32, classes=3)
-        cifar_G = build_generator(ResNetGeneratorConfig(channels=1), small)
-        cifar_D = build_discriminator(ResNetDiscriminatorConfig(channels=1), small)
+        cifar_G = ResNetGeneratorConfig(channels=1).build(small)
+        cifar_D = ResNetDiscriminatorConfig(channels=1).build(small)
     names = official_names(G)
     assert {"l1/W", "l1/b", "block2/b1/gammas/W", "block6/b2/avg_var", "block6/c_sc/b", "b7/gamma", "l7/W"} <= set(
         names
@@ -168,9 +168,9 @@ def test_official_names_are_those_of_the_official_files():
 def test_networks_that_the_official_code_lacks_have_no_names():
     model = ModelConfig(resolution=32, classes=3)
     with torch.device("meta"):
-        G = build_generator(ResNetGeneratorConfig(channels=1, final_norm="conditional"), model)
+        G = ResNetGeneratorConfig(channels=1, final_norm="conditional").build(model)
         config = ResNetDiscriminatorConfig(channels=1, conditioning=AuxiliaryClassifierConfig())
-        D = build_discriminator(config, model)
+        D = config.build(model)
     for network in (G, D):
         with pytest.raises(ValueError, match="no counterpart in the official code"):
             official_names(network)

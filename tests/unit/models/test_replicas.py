@@ -7,7 +7,7 @@ import torch
 
 from tests.support.games import draw_of, losses, method_of
 from trainer.methods.adversarial import AdversarialConfig
-from trainer.models import ModelConfig, build_discriminator, build_generator, replica_passes
+from trainer.models import ModelConfig, replica_passes
 from trainer.models.layers import BatchNorm2d, SpectralLayer
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 
@@ -17,8 +17,8 @@ REPLICAS = 3
 
 def networks():
     torch.manual_seed(0)
-    G = build_generator(ResNetGeneratorConfig(channels=2, multipliers=(2, 1)), MODEL)
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=2, multipliers=(1, 2), downsampling_blocks=1), MODEL)
+    G = ResNetGeneratorConfig(channels=2, multipliers=(2, 1)).build(MODEL)
+    D = ResNetDiscriminatorConfig(channels=2, multipliers=(1, 2), downsampling_blocks=1).build(MODEL)
     return G.double(), D.double()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.foundation.errors import SettingError
-from trainer.models import ModelConfig, build_discriminator, build_generator
+from trainer.models import ModelConfig
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 
@@ -31,9 +31,8 @@ def size(network):
     ],
 )
 def test_parameter_counts_are_the_official_ones(config, model, parameters):
-    build = build_generator if isinstance(config, ResNetGeneratorConfig) else build_discriminator
     with torch.device("meta"):
-        assert size(build(config, model)) == parameters
+        assert size(config.build(model)) == parameters
 
 
 @pytest.mark.parametrize("resolution", [32, 64, 128])
@@ -41,9 +40,9 @@ def test_parameter_counts_are_the_official_ones(config, model, parameters):
 @pytest.mark.parametrize("classes", [0, 5])
 def test_official_forms_make_and_judge_images(resolution, image_channels, classes):
     model = ModelConfig(resolution=resolution, image_channels=image_channels, classes=classes, latent_dim=6)
-    G = build_generator(ResNetGeneratorConfig(channels=1), model)
+    G = ResNetGeneratorConfig(channels=1).build(model)
     conditioning = ProjectionConfig() if classes else UnconditionalConfig()
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=1, conditioning=conditioning), model)
+    D = ResNetDiscriminatorConfig(channels=1, conditioning=conditioning).build(model)
     y = torch.tensor([0, 4])
     images = G(torch.randn(2, 6), y)
     assert images.shape == (2, image_channels, resolution, resolution)
@@ -58,7 +57,7 @@ def test_every_conditioning_fits_every_form(resolution):
     model = ModelConfig(resolution=resolution, classes=5)
     x, y = torch.randn(2, 3, resolution, resolution), torch.tensor([0, 4])
     for conditioning in (ConcatConfig(dimension=4), AuxiliaryClassifierConfig(), UnconditionalConfig()):
-        D = build_discriminator(ResNetDiscriminatorConfig(channels=1, conditioning=conditioning), model)
+        D = ResNetDiscriminatorConfig(channels=1, conditioning=conditioning).build(model)
         output = D(x, y)
         assert output.logits.shape == (2,)
         assert (output.class_logits is not None) == (conditioning.name == "acgan")
@@ -70,7 +69,7 @@ def test_every_conditioning_fits_every_form(resolution):
 def test_final_map_sizes():
     """128 px: five halvings to 4x4 and none in block 6; 64 px: five to 2x2; 32 px: two to 8x8."""
     for resolution, side in ((128, 4), (64, 2), (32, 8)):
-        D = build_discriminator(ResNetDiscriminatorConfig(channels=1), ModelConfig(resolution=resolution, classes=2))
+        D = ResNetDiscriminatorConfig(channels=1).build(ModelConfig(resolution=resolution, classes=2))
         h = torch.randn(1, 3, resolution, resolution)
         for block in D.blocks:
             h = block(h)
@@ -80,8 +79,8 @@ def test_final_map_sizes():
 def test_initial_weights_follow_glorot_uniform():
     """Bound sqrt(6 / ((in + out) k k)), times sqrt 2 for the blocks' 3x3 convolutions; biases 0, gain 1, shift 0."""
     model = ModelConfig(resolution=32, classes=10)
-    G = build_generator(ResNetGeneratorConfig(channels=32), model)
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=32), model)
+    G = ResNetGeneratorConfig(channels=32).build(model)
+    D = ResNetDiscriminatorConfig(channels=32).build(model)
     for layer, fans, gain in [
         (G.linear, 128 + 512, 1),
         (G.blocks[0].conv1, (32 + 32) * 9, math.sqrt(2)),
@@ -103,13 +102,13 @@ def test_initial_weights_follow_glorot_uniform():
 def test_same_seed_same_weights():
     def build():
         torch.manual_seed(3)
-        return build_discriminator(ResNetDiscriminatorConfig(channels=2), CIFAR).state_dict()
+        return ResNetDiscriminatorConfig(channels=2).build(CIFAR).state_dict()
 
     assert all(torch.equal(a, b) for a, b in zip(build().values(), build().values(), strict=True))
 
 
 def test_frozen_discriminator_gets_no_gradients_and_passes_them_on():
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=2), CIFAR).requires_grad_(False)
+    D = ResNetDiscriminatorConfig(channels=2).build(CIFAR).requires_grad_(False)
     x = torch.randn(2, 3, 32, 32, requires_grad=True)
     D(x, torch.tensor([1, 2])).logits.sum().backward()
     assert x.grad is not None
@@ -117,8 +116,8 @@ def test_frozen_discriminator_gets_no_gradients_and_passes_them_on():
 
 
 def test_bfloat16_autocast_returns_float32():
-    G = build_generator(ResNetGeneratorConfig(channels=2), CIFAR)
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=2, conditioning=AuxiliaryClassifierConfig()), CIFAR)
+    G = ResNetGeneratorConfig(channels=2).build(CIFAR)
+    D = ResNetDiscriminatorConfig(channels=2, conditioning=AuxiliaryClassifierConfig()).build(CIFAR)
     y = torch.tensor([1, 2])
     with torch.autocast("cpu", torch.bfloat16):
         images = G(torch.randn(2, 128), y)
@@ -127,32 +126,29 @@ def test_bfloat16_autocast_returns_float32():
 
 
 @pytest.mark.parametrize(
-    ("build", "config", "model", "setting"),
+    ("config", "model", "setting"),
     [
-        (build_generator, ResNetGeneratorConfig(), ModelConfig(resolution=48), "generator.multipliers"),
-        (build_generator, ResNetGeneratorConfig(multipliers=(1, 1)), CIFAR, "generator.multipliers"),
-        (build_discriminator, ResNetDiscriminatorConfig(), ModelConfig(resolution=48), "discriminator.multipliers"),
+        (ResNetGeneratorConfig(), ModelConfig(resolution=48), "generator.multipliers"),
+        (ResNetGeneratorConfig(multipliers=(1, 1)), CIFAR, "generator.multipliers"),
+        (ResNetDiscriminatorConfig(), ModelConfig(resolution=48), "discriminator.multipliers"),
         (
-            build_discriminator,
             ResNetDiscriminatorConfig(downsampling_blocks=6),
             CIFAR,
             "discriminator.downsampling_blocks",
         ),
         (
-            build_discriminator,
             ResNetDiscriminatorConfig(conditioning=ConcatConfig(after_block=4)),
             CIFAR,
             "discriminator.conditioning.after_block",
         ),
         (
-            build_discriminator,
             ResNetDiscriminatorConfig(),
             ModelConfig(resolution=32, classes=0),
             "discriminator.conditioning.name",
         ),
     ],
 )
-def test_impossible_networks_are_refused_by_setting(build, config, model, setting):
+def test_impossible_networks_are_refused_by_setting(config, model, setting):
     with pytest.raises(SettingError, match=f"^{setting}: ") as error, torch.device("meta"):
-        build(config, model)
+        config.build(model)
     assert "\n" not in str(error.value)

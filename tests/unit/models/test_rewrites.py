@@ -9,7 +9,7 @@ import torch
 
 from tests.support.games import draw_of, losses
 from trainer.config import load_config
-from trainer.models import build_discriminator, build_generator, replica_passes, rewrites
+from trainer.models import replica_passes, rewrites
 from trainer.models.rewrites import expand
 from trainer.models.traits import draws_inside
 from trainer.processes.launch import read_launch
@@ -83,7 +83,7 @@ def small(path):
         generator = replace(config.generator, widths=tuple(4 for _ in widths))
         discriminator = replace(config.discriminator, widths=(4,) * 6)
     torch.manual_seed(0)
-    G, D = build_generator(generator, model).double(), build_discriminator(discriminator, model).double()
+    G, D = generator.build(model).double(), discriminator.build(model).double()
     draws = [
         draw_of(
             double(BATCH, model.latent_dim),

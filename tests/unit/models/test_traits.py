@@ -25,6 +25,7 @@ DISCRIMINATORS = {
     "acgan": ResNetDiscriminatorConfig(channels=2, conditioning=AuxiliaryClassifierConfig()),
     "none": ResNetDiscriminatorConfig(channels=2, conditioning=UnconditionalConfig()),
     "dcgan": DCGANDiscriminatorConfig(activation_noise=0.1),
+    "dcgan with noise alone": DCGANDiscriminatorConfig(dropout=0, activation_noise=0.1),
     "dcgan without draws": DCGANDiscriminatorConfig(dropout=0),
 }
 

@@ -10,7 +10,6 @@ from trainer import convert
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import config_from_tree
 from trainer.foundation.errors import SettingError
-from trainer.models import build_discriminator
 from trainer.official.snapshots import SnapshotError
 from trainer.trained.pretrained import open_generator
 
@@ -27,7 +26,7 @@ def double(arrays):
 def converted_discriminator(run):
     restored = CheckpointStore(run).restore()
     config = config_from_tree(restored.commit.info["settings"])
-    module = build_discriminator(config.discriminator, config.model)
+    module = config.discriminator.build(config.model)
     prefix = "discriminator/"
     module.load_state_dict({k.removeprefix(prefix): v for k, v in restored.tensors.items() if k.startswith(prefix)})
     return module.double()
@@ -128,7 +127,7 @@ def test_a_whole_trainer_snapshot_can_be_trained_on(tmp_path):
     config = config_from_tree(restored.commit.info["settings"])
     player = Player(
         "discriminator",
-        {"discriminator": build_discriminator(config.discriminator, config.model)},
+        {"discriminator": config.discriminator.build(config.model)},
         config.optimizer.discriminator,
         read_launch(),
     )

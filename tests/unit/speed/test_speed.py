@@ -10,7 +10,7 @@ import torch
 from tests.support.games import draw_of, method_of
 from trainer.foundation.errors import SettingError
 from trainer.methods.schedule import BatchConfig, ScheduleConfig
-from trainer.models import ModelConfig, build_discriminator, build_generator, layers
+from trainer.models import ModelConfig, layers
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.forms import placed_convolutions
 from trainer.models.layers import Convolution, kept_kernels
@@ -47,8 +47,8 @@ SWITCHES = {
 
 def players(speed):
     torch.manual_seed(0)
-    modules = {"generator": build_generator(ResNetGeneratorConfig(channels=4), MODEL).double()}
-    modules["discriminator"] = build_discriminator(ResNetDiscriminatorConfig(channels=4), MODEL).double()
+    modules = {"generator": ResNetGeneratorConfig(channels=4).build(MODEL).double()}
+    modules["discriminator"] = ResNetDiscriminatorConfig(channels=4).build(MODEL).double()
     apply_speed(speed, modules, 32, LAUNCH)
     # Without a learning rate's amplification: Adam divides a gradient that is truly 0 by itself.
     config = AdamConfig(learning_rate=1e-3, epsilon=1e-2)
@@ -202,8 +202,8 @@ def test_a_kernel_that_has_a_graph_is_not_kept():
 
 def test_generators_that_draw_or_have_other_states_are_not_grouped():
     dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
-    assert can_group(build_generator(ResNetGeneratorConfig(channels=2), MODEL))
-    G = build_generator(DCGANGeneratorConfig(), dcgan)
+    assert can_group(ResNetGeneratorConfig(channels=2).build(MODEL))
+    G = DCGANGeneratorConfig().build(dcgan)
     assert can_group(G)
     for layer in (torch.nn.Dropout(0.5), torch.nn.BatchNorm2d(3)):
         G.extra = layer
@@ -212,7 +212,7 @@ def test_generators_that_draw_or_have_other_states_are_not_grouped():
 
 def test_what_draws_in_the_order_of_memory_keeps_its_layout():
     dcgan = ModelConfig(resolution=32, classes=3, latent_dim=8)
-    G, D = build_generator(DCGANGeneratorConfig(), dcgan), build_discriminator(DCGANDiscriminatorConfig(), dcgan)
+    G, D = DCGANGeneratorConfig().build(dcgan), DCGANDiscriminatorConfig().build(dcgan)
     assert draws_inside(D)
     apply_speed(SpeedConfig(), {"generator": G, "discriminator": D}, 32, LAUNCH)
     with pytest.raises(SettingError, match=r"^speed\.channels_last: .* the discriminator has dropout or noise"):

@@ -15,7 +15,7 @@ from trainer.config import as_tree, load_config
 from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.methods.protocol import ClassNames
 from trainer.methods.sampling import ClassConditions, LatentSampler
-from trainer.models import ModelConfig, build_generator
+from trainer.models import ModelConfig
 from trainer.models.conditioning import ConditionalBatchNorm2d
 from trainer.models.resnet import ResNetGeneratorConfig
 from trainer.trained.exports import describe_latent_sampler
@@ -39,7 +39,7 @@ def run(tiny, tmp_path):
     """A run of 3 classes with weights, their average, and running statistics that are not the initial ones."""
     config = load_config(str(tiny()))
     torch.manual_seed(0)
-    modules = {prefix: build_generator(config.generator, config.model) for prefix in ("generator", "ema")}
+    modules = {prefix: config.generator.build(config.model) for prefix in ("generator", "ema")}
     for module in modules.values():
         scatter_classes(module)
         for _ in range(20):
@@ -52,7 +52,7 @@ def run(tiny, tmp_path):
 @pytest.fixture
 def named():
     model = ModelConfig(resolution=32, classes=5, latent_dim=4)
-    module = build_generator(ResNetGeneratorConfig(channels=2), model).eval()
+    module = ResNetGeneratorConfig(channels=2).build(model).eval()
     scatter_classes(module)
     ids = tuple(f"n{i:08d}" for i in range(5))
     sampler = LatentSampler({"generator": module}, model, ClassConditions(5, NAMES, ids))
@@ -192,7 +192,7 @@ def test_samples_depend_on_seed_class_and_number_alone(named):
 def test_class_names_come_from_the_checkpoint_where_it_has_them(tiny, tmp_path):
     """The shards may be out of reach where one samples."""
     config = load_config(str(tiny(data={"shards": str(tmp_path / "nowhere")})))
-    state = build_generator(config.generator, config.model).state_dict()
+    state = config.generator.build(config.model).state_dict()
     tensors = {f"generator/{name}": value for name, value in state.items()}
     info = {"settings": as_tree(config), "class_names": ["a", "b", "c"], "class_ids": ["n1", "n2", "n3"]}
     CheckpointStore(config.run.dir).save(1, tensors, info)

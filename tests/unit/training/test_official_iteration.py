@@ -16,7 +16,7 @@ from tests.support.games import draw_of, method_of
 from tests.support.official_arrays import CLASSES, LATENT, official_discriminator, official_generator
 from trainer.methods.adversarial import AdversarialConfig
 from trainer.methods.schedule import ScheduleConfig
-from trainer.models import ModelConfig, build_discriminator, build_generator
+from trainer.models import ModelConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.official.names import official_names
 from trainer.players.optimizers import AdamConfig
@@ -154,8 +154,8 @@ def draws_of(random, workers):
 
 def players(updater, adam):
     model = ModelConfig(resolution=32, classes=CLASSES, latent_dim=LATENT)
-    G = build_generator(ResNetGeneratorConfig(channels=3), model)
-    D = build_discriminator(ResNetDiscriminatorConfig(channels=4), model)
+    G = ResNetGeneratorConfig(channels=3).build(model)
+    D = ResNetDiscriminatorConfig(channels=4).build(model)
     for module, name in ((G, "gen"), (D, "dis")):
         module.double()
         state = {ours: updater.nets[name][theirs] for theirs, ours in official_names(module).items()}
