@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 setup: $(VENV)/.installed  ## the virtual environment, with the versions of constraints.txt
 
@@ -24,18 +24,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt --editable '.[evaluation,development]'
 	touch $@
 
-lint: setup  ## ruff, mypy and the import contract
+lint: setup  ## ruff, types, the import contract
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 
-test: setup  ## lint, types, import contract, and the tests (minutes)
+test: lint  ## lint, and the tests (minutes)
 	@cluster/packages.sh slurmctld slurmd slurm-client munge || echo "without them the tests of the cluster scripts skip"
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
 	pytest -m "not slow" -n 2 --dist loadgroup tests
 
 proofs: setup  ## the slow proofs with real kills, servers and clusters; ONLY=word picks

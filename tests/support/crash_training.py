@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +241,7 @@ def kill_and_resume(training: Training, kills: int, seed: int, furthest: int) ->
     for number in range(kills):
         with training.start() as life:
             wanted = chance.randint(1, furthest)
-            assert life.wait_for(lambda life, wanted=wanted: len(life.iterations()) >= wanted), life.output[-3000:]
+            assert life.wait_for(partial(_has_done, wanted)), life.output[-3000:]
             time.sleep(chance.uniform(0.0, 0.05))
             assert life.process.poll() is None, "the run was over before it was killed: " + life.output[-2000:]
             ranks = life.ranks()
@@ -254,6 +255,10 @@ def kill_and_resume(training: Training, kills: int, seed: int, furthest: int) ->
     assert life.process.returncode == 0, life.output[-3000:]
     resumed.append(_start_of(life))
     return {"kills": killed, "resumed_at": resumed, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def _has_done(wanted: int, life: Life) -> bool:
+    return len(life.iterations()) >= wanted
 
 
 def _start_of(life: Life) -> int:

@@ -69,9 +69,10 @@ class Builder:
         """Build the Dockerfile; the log."""
         return self.buildah(
             *("bud", "--isolation", "chroot", "--network", "host", "--pull-never", "--layers=false"),
-            *("--signature-policy", self.folder / "policy.json", "--build-arg", f"BASE={BASE}"),
+            *("--signature-policy", str(self.folder / "policy.json"), "--build-arg", f"BASE={BASE}"),
             *self._packages(),
-            *(*arguments, "-t", IMAGE, ROOT),
+            *arguments,
+            *("-t", IMAGE, str(ROOT)),
         )
 
     def settings(self) -> dict[str, object]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.crash_training import ROOT, make_shards
+from tests.support.checkout import ROOT
+from tests.support.crash_training import make_shards
 from tests.support.slurm_cluster import SlurmCluster, why_not
 
 REASON = why_not()

@@ -41,7 +41,7 @@ def main(config_path: str, out: str, *cells: str) -> None:
         config = load_config(config_path, settings)
         if strategy not in ("zero1", "zero2"):
             strategy = "ddp" if world > 1 else "single"
-        launch = Launch(rank, world, rank, cpu, "fp32" if precision == "fp64" else precision, strategy)
+        launch = Launch(rank, world, rank, cpu, "fp32" if precision == "fp64" else precision, strategy)  # type: ignore[arg-type]
         half, end = config.run.iterations // 2, config.run.iterations
         with default_dtype(torch.float64 if precision == "fp64" else torch.float32):
             states = train(config, launch, None, 0, (half, end))

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkout import ROOT
 from tests.support.crash_training import make_shards
-from tests.support.image_build import ROOT, Builder, why_not
+from tests.support.image_build import Builder, why_not
 
 REASON = why_not()
 pytestmark = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.crash_training import ROOT
+from tests.support.checkout import ROOT
 from tests.support.s3_server import S3Server
 from tests.support.slurm_site import MARKS, Site, open_site
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.support.checkout import ROOT
+from tests.support.pages import wrong_commands, wrong_links
+
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -59,17 +61,50 @@ def test_no_module_bears_a_known_name() -> None:
         assert not names & known, f"{package}: rename {sorted(names & known)}"
 
 
-def test_the_readmes_commands_are_the_makefiles() -> None:
+def test_the_pages_commands_and_paths_are_there() -> None:
+    assert wrong_commands(ROOT) == []
     readme = (ROOT / "README.md").read_text()
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = set(re.findall(r"^ *make ([a-z-]+)\b(?!/)", readme, re.M)) | set(re.findall(r"`make ([a-z-]+)", readme))
-    assert {"demo", "test"} <= used
-    assert used <= targets, f"README names targets that the Makefile lacks: {sorted(used - targets)}"
-    for module in set(re.findall(r"python -m ((?:trainer|data_pipeline)\.[a-z_.]+)", readme)):
-        places = [ROOT / (module.replace(".", "/") + end) for end in (".py", "/__main__.py")]
-        assert any(place.exists() for place in places), f"README: there is no module {module}"
-    for path in set(re.findall(r"(?:configs|cluster)/[\w/.-]+\.(?:yaml|sh|sbatch)", readme)):
-        assert (ROOT / path).exists(), f"README: there is no {path}"
+    assert {"make demo", "make test"} <= set(re.findall(r"make \w+", readme))
+
+
+def test_the_pages_links_lead_somewhere() -> None:
+    assert wrong_links(ROOT) == []
+
+
+def test_the_readme_is_short() -> None:
+    if not (ROOT / "docs" / "training.md").exists():
+        pytest.skip("the README has not been split yet")
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200, "what is more stands in docs/"
+
+
+def test_wrong_links_and_commands_are_seen(tmp_path: Path) -> None:
+    """The checks above, on pages with one mistake of every kind."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "trainer" / "report").mkdir(parents=True)
+    (tmp_path / "trainer" / "report" / "__main__.py").touch()
+    (tmp_path / "Makefile").write_text("demo: x\n")
+    (tmp_path / "README.md").write_text(
+        "# The `demo`, & more_of it\n[a](docs/page.md#one-1) [b](docs/none.md) [c](#the-demo--more_of-it) [d](#nowhere)\n"
+        "`[e](in-code.md)` [f](https://example.org/x.md)\n"
+        "```\n# no heading\n[g](in-a-block.md)\nmake demo\n```\n"
+        "`make none` `python -m trainer.report` `configs/gone.yaml` `configs/NAME.yaml` `trainer/r*`\n"
+        "`python -m trainer.none` `from trainer.pretrained import Generator`\n"
+    )
+    (tmp_path / "docs" / "page.md").write_text(
+        "# One\n\n## One\n\n[back](../README.md#no-heading) [here](page.md#one)\n"
+    )
+    assert wrong_links(tmp_path) == [
+        "README.md: there is no docs/none.md",
+        "README.md: this page has no heading #nowhere",
+        "docs/page.md: ../README.md has no heading #no-heading",
+    ]
+    assert wrong_commands(tmp_path) == [
+        "README.md: the Makefile has no target none",
+        "README.md: there is no module trainer.pretrained",
+        "README.md: there is no module trainer.none",
+        "README.md: there is no configs/gone.yaml",
+        "README.md: there is no docs/none.md",
+    ]
 
 
 def test_every_target_of_the_makefile_can_be_made() -> None:

@@ -51,7 +51,9 @@ def check_start(launch: Launch, config: Config) -> None:
 def check_state(launch: Launch, fingerprints: Mapping[str, str], players: Mapping[str, Player]) -> None:
     """The same shards and the same parameters everywhere, before the first step."""
     for source, fingerprint in fingerprints.items():
-        check_same(launch, f"manifest ({section_of(source)}.shards)", fingerprint, "let every machine read the same shards")
+        check_same(
+            launch, f"manifest ({section_of(source)}.shards)", fingerprint, "let every machine read the same shards"
+        )
     for player in players.values():
         mine = state_hash({name: value.detach().cpu() for name, value in player.named_parameters()})
         check_same(launch, f"{player.name}'s parameters", mine, "this is a defect: please report it")

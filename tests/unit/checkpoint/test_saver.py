@@ -28,7 +28,7 @@ class Gate:
         self.open.set()
         self.failures: list[Exception] = []
         self._save = checkpoints.save
-        checkpoints.save = self.save  # type: ignore[method-assign]
+        checkpoints.save = self.save  # type: ignore[method-assign, assignment]
 
     def save(self, *arguments: Any) -> Commit:
         self.entered.set()
@@ -147,7 +147,7 @@ def test_run_ends_when_nothing_has_become_durable_for_too_long(
     make: Callable[..., tuple[Saver, Gate]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(saver_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("trainer.checkpoint.saver.time.monotonic", lambda: now)
     saver, gate = make(retry_minutes=0.0, stop_after_hours=2.0)
     now += 50 * 3600  # no save was due: nothing is overdue
     saver.poll()

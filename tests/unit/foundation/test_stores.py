@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from trainer.foundation import stores
 from trainer.foundation.stores import Store
 
 
@@ -66,7 +65,7 @@ def test_failed_write_leaves_the_old_object_and_no_rest(tmp_path: Path, monkeypa
     def no_space(descriptor: int, data: memoryview) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stores.os, "write", no_space)
+    monkeypatch.setattr("trainer.foundation.stores.os.write", no_space)
     with pytest.raises(OSError, match="No space"):
         store.put("a", b"new")
     monkeypatch.undo()
@@ -76,7 +75,7 @@ def test_failed_write_leaves_the_old_object_and_no_rest(tmp_path: Path, monkeypa
 
 def test_short_writes_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
-    monkeypatch.setattr(stores.os, "write", lambda descriptor, data: write(descriptor, data[:3]))
+    monkeypatch.setattr("trainer.foundation.stores.os.write", lambda descriptor, data: write(descriptor, data[:3]))
     store = Store(tmp_path)
     store.put("a", b"0123456789")
     monkeypatch.undo()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.foundation.stores import Store
 from trainer.processes import preemption
 from trainer.processes.preemption import StopRequest, clear_marker, grace_seconds, grace_warning, write_marker
 
@@ -49,7 +50,7 @@ def test_second_interrupt_ends_the_process_at_once() -> None:
 
 def test_local_stop_file_is_seen_at_the_next_poll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
+    monkeypatch.setattr("trainer.processes.preemption.time.monotonic", lambda: now)
     with StopRequest(str(tmp_path)) as stop, StopRequest() as other_rank:
         assert not stop.requested()
         (tmp_path / "STOP").touch()
@@ -65,7 +66,7 @@ def test_local_stop_file_is_seen_at_the_next_poll(tmp_path: Path, monkeypatch: p
 def test_remote_stop_file_is_seen_by_the_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "_REMOTE_POLL_SECONDS", 0.01)
     url = f"memory://{os.getpid()}-stop"
-    preemption.Store(url).put("STOP", b"")
+    Store(url).put("STOP", b"")
     with StopRequest(url) as stop:
         assert stop._thread is not None
         stop._thread.join(10)  # it ends when it has seen the file

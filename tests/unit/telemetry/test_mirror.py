@@ -28,7 +28,12 @@ def test_remote_run_goes_on_with_its_files(tmp_path: Path, monkeypatch: pytest.M
         assert store.find().keys() == {"metrics.jsonl", "samples/1.png"}
         writes: list[str] = []
         put = folder._store.put
-        monkeypatch.setattr(folder._store, "put", lambda name, data: (writes.append(name), put(name, data)))
+
+        def watched(name: str, data: bytes) -> None:
+            writes.append(name)
+            put(name, data)
+
+        monkeypatch.setattr(folder._store, "put", watched)
         with (folder.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"iteration": 2}) + "\n")
         folder.push()
@@ -49,7 +54,7 @@ def test_failing_upload_is_told_and_made_up_for(tmp_path: Path, caplog: pytest.L
         def refuse(name: str, data: bytes) -> None:
             raise ConnectionError("gone")
 
-        folder._store.put = refuse  # type: ignore[method-assign]
+        folder._store.put = refuse  # type: ignore[method-assign, assignment]
         folder.push()
         assert "log.txt could not be uploaded: gone" in caplog.text
         folder._store.put = put  # type: ignore[method-assign]

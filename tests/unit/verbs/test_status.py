@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from trainer.checkpoint.format import MANIFEST, Attempt
+from trainer.checkpoint.names import committed
 from trainer.foundation.errors import SettingError
 from trainer.processes.preemption import write_marker
-from trainer.status import committed, read_status
+from trainer.status import read_status
 
 CONFIG = "run: {dir: DIR, iterations: 10}\n"
 
