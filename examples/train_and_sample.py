@@ -5,11 +5,11 @@ Run it in the repository's folder, after `make data/fashion32/train/manifest.jso
 
 import torch
 from PIL import Image
-from trainer.launch import read_launch, start_processes, stop_processes
-from trainer.loop import train
-from trainer.pretrained import Generator, open_generator
 
 from trainer.config import load_config
+from trainer.processes.launch import read_launch, start_processes, stop_processes
+from trainer.trained.pretrained import Generator, open_generator
+from trainer.training.loop import train
 
 
 def main() -> None:

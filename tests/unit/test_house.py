@@ -105,13 +105,7 @@ def test_a_forbidden_import_breaks_the_contract(copy: Path, planted: str) -> Non
 KNOWING = ("trainer/methods/", "trainer/models/", "trainer/official/")
 EVERYDAY = {"none", "gradient"}
 """Names of settings that are everyday words as well, so that they tell nothing."""
-OFFENDERS = {
-    "trainer/config.py": ({"adversarial"}, "its default for a missing penalty, until a config builds what it names"),
-    "trainer/convert.py": (
-        {"adversarial", "resnet"},
-        "the official code has residual networks and this objective alone",
-    ),
-}
+OFFENDERS = {"trainer/convert.py": ({"adversarial"}, "the official code has this game alone")}
 """Files elsewhere that name one today, which ones, and why. To be shortened, never to grow."""
 
 

@@ -185,25 +185,31 @@ class AdversarialMethod:
 
     def loss(self, turn: Turn, networks: Networks, draw: Tensors, memory: Tensors) -> tuple[dict[str, Tensor], Tensors]:
         """The side of the loss that belongs to the mover, and the terms that are on."""
-        terms = [(self.terms[name], weight) for name, weight in turn.terms.items()]
         if turn.player == GENERATOR:
             seen = self._generated(networks, draw)
             loss = self.sides.generator(seen.fake.logits)
-            logged = {"adversarial": loss, "fake_score": seen.fake.logits.mean()}
         else:
-            seen = self._compared(networks, draw, any(term.differentiates_images for term, _ in terms))
+            seen = self._compared(networks, draw, self.image_gradients(turn))
             assert seen.real is not None
             loss = self.sides.discriminator(seen.real.logits, seen.fake.logits)
-            logged = {
-                "adversarial": loss,
-                "real_score": seen.real.logits.mean(),
-                "fake_score": seen.fake.logits.mean(),
-            }
-        for term, weight in terms:
-            value = term.value(turn.player, seen, weight)
+        return self.with_terms(turn, seen, loss), memory
+
+    def image_gradients(self, turn: Turn) -> bool:
+        """Whether a term of the turn differentiates the logits with respect to the real images."""
+        return any(self.terms[name].differentiates_images for name in turn.terms)
+
+    def with_terms(self, turn: Turn, seen: Seen, adversarial: Tensor) -> dict[str, Tensor]:
+        """The adversarial loss and the turn's terms as "loss", and all that is logged."""
+        logged = {"adversarial": adversarial}
+        if seen.real is not None:
+            logged["real_score"] = seen.real.logits.mean()
+        logged["fake_score"] = seen.fake.logits.mean()
+        loss = adversarial
+        for name, weight in turn.terms.items():
+            value = self.terms[name].value(turn.player, seen, weight)
             loss = loss + value.loss
             logged |= value.logged
-        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}, memory
+        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
     @staticmethod
     def _generated(networks: Networks, draw: Tensors) -> Seen:

@@ -57,7 +57,7 @@ def test_the_log_of_a_run_that_goes_back_tells_it(
     told = lines_of(tmp_path / "run")
     back = [line for line in told if line.startswith("warning: going back to the last checkpoint (1 of 1): ")]
     assert len(back) == 1
-    starts = [number for number, line in enumerate(told) if "starting at iteration 0" in line]
+    starts = [number for number, line in enumerate(told) if "starts at iteration 0" in line]
     assert len(starts) == 2
     assert starts[0] < told.index(back[0]) < starts[1]
     assert told[-1] == f"error: {raised.value}"  # and what ended it; the command shows that by itself
