@@ -33,7 +33,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from recorder_runs import CLASSES, COUNTS, ITERATIONS, Cell, all_cells, chosen
+# A program: its own folder is on the path, and `tests` need not be, since the code comes from another checkout.
+from recorder_runs import CLASSES, COUNTS, ITERATIONS, Cell, all_cells, chosen  # type: ignore[import-not-found]
 
 Runs = dict[str, dict[str, Any]]
 
