@@ -141,7 +141,7 @@ _WATCHED = """if True:
     def watch(frame, event, _):
         global number
         code = frame.f_code
-        ours = code.co_filename.startswith(root) and code.co_name != "<module>"
+        ours = code.co_filename.startswith((f"{root}/trainer/", f"{root}/data_pipeline/")) and code.co_name != "<module>"
         if ours and code.co_name == "run_iteration" and event in ("call", "return"):
             number += event == "call"
             if event == "return" and number == 1:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 # A program: its own folder is on the path, and `tests` need not be, since the code comes from another checkout.
-from recorder_runs import CLASSES, COUNTS, ITERATIONS, Cell, all_cells, chosen  # type: ignore[import-not-found]
+from recorder_runs import CLASSES, COUNTS, ITERATIONS, Cell, all_cells, chosen
 
 Runs = dict[str, dict[str, Any]]
 

@@ -7,10 +7,11 @@ processes would leak into the training.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from torch import nn
 
-from trainer.models.traits import effects
+from trainer.models.traits import Effects, moves_state
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def replica_passes(*modules: nn.Module) -> Iterator[Callable[[int], None]]:
 
     Raises TypeError for a layer whose state moves and that is no `Effects` (trainer/models/traits.py).
     """
-    layers = list(effects(*modules))
+    layers = list(_effects(*modules))
 
     def start_replica(number: int) -> None:
         for layer in layers:
@@ -38,3 +39,20 @@ def replica_passes(*modules: nn.Module) -> Iterator[Callable[[int], None]]:
     finally:
         for layer in layers:
             layer.end_passes()
+
+
+def _effects(*modules: nn.Module) -> Iterator[Effects]:
+    """Every module inside `modules` that is an `Effects`, once.
+
+    Raises TypeError for one in training mode whose state moves and that is none: its state would depend on the number of
+    processes.
+    """
+    for layer in {id(layer): layer for module in modules for layer in module.modules()}.values():
+        if hasattr(type(layer), "start_replica"):
+            yield cast(Effects, layer)
+        elif layer.training and any(True for _ in layer.buffers(recurse=False)) and moves_state(layer):
+            raise TypeError(
+                f"{type(layer).__qualname__}: its passes move its buffers, in a way that depends on the number of "
+                "processes; give it begin_passes, start_replica and end_passes (trainer/models/traits.py), or "
+                "moves_state = False if its buffers are constant"
+            )

@@ -27,9 +27,8 @@ What a module offers, where it has it:
 | `fuses`, `fused` | which setting of `speed` fuses the layer, and whether it is fused (forms.py) |
 """
 
-from collections.abc import Iterator
 from functools import cache
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -48,23 +47,6 @@ class Effects(Protocol):
     def end_passes(self) -> None:
         """`replica_passes` is closed, also after an error."""
         ...
-
-
-def effects(*modules: nn.Module) -> Iterator[Effects]:
-    """Every module inside `modules` that is an `Effects`, once.
-
-    Raises TypeError for one in training mode whose state moves and that is none: its state would depend on the number of
-    processes.
-    """
-    for layer in {id(layer): layer for module in modules for layer in module.modules()}.values():
-        if hasattr(type(layer), "start_replica"):
-            yield cast(Effects, layer)
-        elif layer.training and _has_buffers(layer) and moves_state(layer):
-            raise TypeError(
-                f"{type(layer).__qualname__}: its passes move its buffers, in a way that depends on the number of "
-                "processes; give it begin_passes, start_replica and end_passes (trainer/models/traits.py), or "
-                "moves_state = False if its buffers are constant"
-            )
 
 
 def draws(layer: nn.Module) -> bool:
