@@ -88,10 +88,14 @@ class SGDConfig:
         return dict(moments)
 
 
-OptimizerConfig = Annotated[AdamConfig | SGDConfig, Choice(default="adam")]
+OptimizerConfig = Annotated[AdamConfig | SGDConfig, Choice(default="adam", methods=("build", "options", "state"))]
 """Settings that name no optimizer are Adam's, as they were before there were several."""
-KINDS = tuple(kind.name for kind in (AdamConfig, SGDConfig))
-"""The names: the state's tensors of a player's optimizer begin with PLAYER.NAME/."""
+
+
+def is_optimizers(tensor: str) -> bool:
+    """Whether the state's tensor of this name is an optimizer's: these begin with PLAYER.OPTIMIZER/."""
+    first = tensor.partition("/")[0]
+    return "." in first and not first.endswith(".scaler")
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)

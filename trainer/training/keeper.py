@@ -16,7 +16,7 @@ from trainer.checkpoint.saver import Saver
 from trainer.config import Config, as_tree, config_from_tree, section_of
 from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
 from trainer.methods.terms import guidance
-from trainer.players.optimizers import KINDS
+from trainer.players.optimizers import is_optimizers
 from trainer.processes.launch import Launch, share_failure, share_from_main, share_object
 from trainer.training.state import State
 
@@ -119,7 +119,7 @@ class Keeper:
             del restored.tensors[tensor]  # the stage is this run's own
         if not run.initialize_optimizer:
             for tensor, value in restored.tensors.items():
-                if tensor.partition("/")[0].rpartition(".")[2] in KINDS:
+                if is_optimizers(tensor):
                     value.zero_()
         moments = "with" if run.initialize_optimizer else "without"
         logger.warning(
