@@ -166,6 +166,11 @@ def check_launch(config: Config, launch: Launch) -> None:
             f"run.deterministic: is true, but the launch asks for {launch.strategy}, which sums the gradients itself; launch "
             "with cluster/launch/ddp.yaml or cpu.yaml"
         )
+    if config.objective.second_derivatives and launch.strategy in ("zero1", "zero2"):
+        raise SettingError(
+            f"objective.penalty: is on, but the launch asks for {launch.strategy}, where DeepSpeed cannot reduce the gradients "
+            "of a loss that differentiates twice; launch with cluster/launch/ddp.yaml, or set objective.penalty.name to none"
+        )
     if config.run.deterministic and launch.precision == "fp16":
         raise SettingError(
             "run.deterministic: is true, but fp16 scales the losses by their history; launch with fp32 or bf16"
