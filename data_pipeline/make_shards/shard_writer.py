@@ -1,6 +1,7 @@
 """Write one shard: read, prepare and encode its items, write the tar with webdataset, index it. Runs in worker
 processes."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -108,6 +109,8 @@ class ShardTar:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # of a disk that is full; whoever writes has heard of it
+            self._writer.close()
         self._file.close()
 
 

@@ -41,6 +41,7 @@ _WRONG_BODIES = 3
 _DISK_MARGIN = 16 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_PAUSE = 0.05
+_LOCK_MARGIN = 10.0  # seconds that the process which fetches may need beyond its deadline
 
 
 class NoRoom(DataError):
@@ -141,7 +142,7 @@ class Cache:
                 return view
             self._make_folder()
             try:
-                with FileLock(self._path(sha256, "lock"), timeout=deadline + 10):
+                with self._fetching(sha256, deadline):
                     if (view := self.open(sha256, size)) is None and not self._check(sha256, size, what, room):
                         self._fetch(sha256, size, what, fetch, room)
             except Timeout:
@@ -156,6 +157,23 @@ class Cache:
             if view is not None:
                 return view
         raise DataError(f"{self.section}.cache_dir: {self.folder} is emptied by somebody all the time; choose another")
+
+    @contextlib.contextmanager
+    def _fetching(self, sha256: str, deadline: float) -> Iterator[None]:
+        """Hold the shard's lock; wait for the process that has it as long as bytes come to it. Raises Timeout."""
+        lock = FileLock(self._path(sha256, "lock"), timeout=deadline + _LOCK_MARGIN)
+        while True:
+            try:
+                lock.acquire()
+                break
+            except Timeout:
+                parts = [found for path, found in self._files() if path.suffix == ".part" and sha256 in path.name]
+                if time.time() - max((found.st_mtime for found in parts), default=0.0) > deadline:
+                    raise
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _unusable(self, error: OSError) -> DataError:
         return DataError(

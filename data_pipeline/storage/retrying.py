@@ -3,6 +3,9 @@
 s3fs alone can wait for ever on a stalled connection (its retries multiply botocore's), so its own retries are
 switched off and the limits are kept here: exponential backoff with jitter, a range that was cut is asked for again
 from its last good byte, and the object's deadline ends everything with one sentence.
+
+The limits know the size of what is moved. A download's deadline begins anew with every part that came, and after a
+request that took too long the next ones are smaller. An upload is one request, so it has time for a slow line.
 """
 
 import asyncio
@@ -15,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, FileError
 
 T = TypeVar("T")
 
@@ -28,6 +32,7 @@ log = logging.getLogger("menagerie.data")  # its warnings are in the run's log
 
 PIECE = 8 << 20
 _SMALLEST_PIECE = 256 << 10
+_SLOWEST = 16 << 10  # bytes per second: a slower upload counts as stalled
 _STREAMS = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 _SECRETS = (re.compile(r"(?<=://)[^/@\s]*@"), re.compile(r"\?[^\s\"']*"))
@@ -57,11 +62,16 @@ class Limits:
     """How long to try."""
 
     deadline: float = 300.0
-    """Seconds for one object, all retries together."""
+    """Seconds for one object, all retries together; while bytes come, seconds without a new one."""
     request: float = 60.0
     """Seconds for one request of at most `PIECE` bytes."""
     setting: str = ""
     """The setting that the deadline comes from, for errors; empty: it is fixed."""
+
+    def to_send(self, size: int) -> "Limits":
+        """The limits for sending `size` bytes in one request over a slow line."""
+        seconds = size / _SLOWEST
+        return replace(self, deadline=self.deadline + seconds, request=self.request + seconds)
 
 
 class Counters:
@@ -78,6 +88,34 @@ class Counters:
     def values(self) -> dict[str, float]:
         with self._lock:
             return dict(self._sums)
+
+
+class _Deadline:
+    """When an object is given up. Threads may share it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.received = 0
+        self.end = time.monotonic() + limits.deadline
+
+    def came(self, count: int) -> None:
+        """Bytes came, so the deadline begins anew. (An addition that a race loses only makes a message less exact.)"""
+        self.received += count
+        self.end = time.monotonic() + self.limits.deadline
+
+    def timeout(self) -> float:
+        """Seconds for the next request."""
+        return max(0.1, min(self.limits.request, self.end - time.monotonic()))
+
+    def passed(self) -> str:
+        """For the error: how long was waited since what."""
+        since = f"the last of {self.received} bytes" if self.received else "the first try"
+        return f"gave up {self.limits.deadline:g} s after {since}"
+
+    def cure(self) -> str:
+        """For the error."""
+        more = f", or raise {self.limits.setting}" if self.limits.setting else ", and run again"
+        return f"check the network and the store{more}"
 
 
 class Stopped(Exception):
@@ -101,6 +139,8 @@ def _permanent(error: Exception) -> str | None:
     """What to do about an error that trying again cannot mend; None for one that it may."""
     status = _status(error)
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or status == 404:
+        if "bucket does not exist" in str(error):
+            return "there is no such bucket (404); check the bucket's name"
         return "there is no such object (404); check the path, and that the upload was complete"
     if isinstance(error, PermissionError) or status in (401, 403):
         return (
@@ -108,7 +148,7 @@ def _permanent(error: Exception) -> str | None:
         )
     if type(error).__name__ in _WRONG_SETUP:
         return f"{redact(str(error))}; check the credentials' environment variables and configuration files"
-    if status is not None and 400 <= status < 500 and status not in (408, 425, 429):
+    if status is not None and (400 <= status < 500 or status in (501, 505)) and status not in (408, 425, 429):
         return f"the store refuses the request ({status}: {redact(str(error))}); check the address and its settings"
     return None
 
@@ -172,29 +212,25 @@ class RetryingFileSystem:
         finally:
             future.cancel()
 
-    def retrying(self, what: str, action: Callable[[float], T], end: float | None = None) -> T:
-        """`action(timeout)` until it succeeds, `end` (time.monotonic) comes, or trying again is useless. Raises
-        DataError."""
-        deadline = self.limits.deadline
-        end = time.monotonic() + deadline if end is None else end
+    def retrying(self, what: str, action: Callable[[float], T], deadline: _Deadline | None = None) -> T:
+        """`action(timeout)` until it succeeds, the deadline passes, or trying again is useless. Raises DataError."""
+        deadline = deadline or _Deadline(self.limits)
         tries = 0
         while True:
             try:
-                return action(max(0.1, min(self.limits.request, end - time.monotonic())))
+                return action(deadline.timeout())
             except (DataError, Stopped):
                 raise
             except Exception as error:
                 if cure := _permanent(error):
-                    raise DataError(f"{what}: {cure}") from None
+                    raise FileError(f"{what}: {cure}", reason=cure.split(";")[0]) from None
                 tries += 1
                 self.counters.add("retries")
                 pause = min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
                 reason = redact(str(error)) or type(error).__name__
-                if time.monotonic() + pause >= end:
-                    more = f", or raise {self.limits.setting}" if self.limits.setting else ", and run again"
+                if time.monotonic() + pause >= deadline.end:
                     raise DataError(
-                        f"{what}: gave up {deadline:g} s after the first try ({tries} failures, the last: {reason}); "
-                        f"check the network and the store{more}"
+                        f"{what}: {deadline.passed()} ({tries} failures, the last: {reason}); {deadline.cure()}"
                     ) from None
                 log.warning("%s: %s; trying again in %.1f s", what, reason, pause)
                 if self.stop.wait(pause):
@@ -204,86 +240,111 @@ class RetryingFileSystem:
         """A method of the file system, with retries. Raises DataError."""
         return self.retrying(what, lambda timeout: self._once(method, arguments, options, timeout))
 
-    def size(self, what: str, path: str, end: float | None = None) -> int | None:
-        """The object's size; None where the file system cannot tell."""
-        size = self.retrying(what, lambda timeout: self._once("info", (path,), {}, timeout), end).get("size")
+    def send(self, what: str, size: int, method: str, *arguments: Any) -> None:
+        """A method of the file system that sends `size` bytes, with retries. Raises DataError."""
+        deadline = _Deadline(self.limits.to_send(size))
+        self.retrying(what, lambda timeout: self._once(method, arguments, {}, timeout), deadline)
+
+    def size(self, what: str, path: str) -> int | None:
+        """The object's size; None where the file system cannot tell. Raises DataError."""
+        size = self.call(what, "info", path).get("size")
         return None if size is None else int(size)
+
+    def read(self, what: str, path: str, size: int | None = None) -> bytes:
+        """A whole object; where its size is given or can be asked for, in parts, so a slow line may take its time.
+        Raises DataError."""
+        size = self.size(what, path) if size is None else size
+        if size is None or size <= PIECE:
+            return bytes(self.call(what, "cat_file", path))
+        data = bytearray(size)
+
+        def write(part: bytes, offset: int) -> None:
+            data[offset : offset + len(part)] = part
+
+        self.download(what, path, size, write)
+        return bytes(data)
 
     def read_range(self, what: str, path: str, begin: int, size: int) -> bytes:
         """Bytes [begin, begin + size) of an object; fewer only at its end. Raises DataError."""
-        return bytes(self.call(what, "cat_file", path, start=begin, end=begin + size)) if size else b""
+        data = bytes(self.call(what, "cat_file", path, start=begin, end=begin + size)) if size else b""
+        return data if len(data) <= size else data[begin : begin + size]  # a server without ranges sends everything
 
     def download(self, what: str, path: str, size: int, write: Callable[[bytes, int], object]) -> None:
         """Fetch an object of `size` bytes in ranges, several at a time; `write(data, offset)` stores them. Raises
         DataError."""
-        end = time.monotonic() + self.limits.deadline
-        found = self.size(what, path, end)
+        found = self.size(what, path)
         if found is not None and found != size:
             raise DataError(
                 f"{what}: has {found} bytes, the manifest says {size}; the shard was replaced or cut, "
                 "bring the shard of this manifest back, or start a new run with the new manifest"
             )
-        lock = threading.Lock()
-        state = {"next": 0, "done": 0}
-        failures: list[BaseException] = []
+        _Download(self, what, path, size, write).run()
 
-        def work() -> None:
+
+class _Download:
+    """One object on its way: threads fetch its pieces."""
+
+    def __init__(
+        self, remote: RetryingFileSystem, what: str, path: str, size: int, write: Callable[[bytes, int], object]
+    ) -> None:
+        self.remote, self.what, self.path, self.size, self.write = remote, what, path, size, write
+        self.deadline = _Deadline(remote.limits)
+        self._begins = iter(range(0, size, PIECE))
+        self._part = PIECE
+        self._failures: list[BaseException] = []
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Fetch all of it. Raises DataError, and what `write` raises."""
+        threads = min(_STREAMS, -(-self.size // PIECE))
+        with ThreadPoolExecutor(threads or 1, thread_name_prefix="range") as pool:
+            for _ in range(threads):
+                pool.submit(self._work)
+        if self._failures:
+            raise self._failures[0]
+
+    def _work(self) -> None:
+        try:
+            while not self._failures:
+                with self._lock:
+                    begin = next(self._begins, None)
+                if begin is None:
+                    return
+                self._piece(begin, min(begin + PIECE, self.size))
+        except BaseException as error:
+            self._failures.append(error)
+
+    def _piece(self, position: int, end: int) -> None:
+        """Fetch the bytes [position, end), each part from the last good byte on."""
+        while position < end and not self._failures:
             try:
-                while not failures:
-                    with lock:
-                        begin, state["next"] = state["next"], min(size, state["next"] + PIECE)
-                    if begin >= size:
-                        return
-                    for length in self._piece(what, path, begin, min(PIECE, size - begin), write, end, state):
-                        with lock:
-                            state["done"] += length
-            except BaseException as error:
-                failures.append(error)
-
-        with ThreadPoolExecutor(min(_STREAMS, -(-size // PIECE)) or 1, thread_name_prefix="range") as pool:
-            for _ in range(min(_STREAMS, -(-size // PIECE))):
-                pool.submit(work)
-        if failures:
-            raise failures[0]
-
-    def _piece(
-        self,
-        what: str,
-        path: str,
-        begin: int,
-        size: int,
-        write: Callable[[bytes, int], object],
-        end: float,
-        state: dict[str, int],
-    ) -> Any:
-        """Fetch one range from its last good byte on, in smaller parts after a failure; yields the bytes of each
-        part."""
-        position, part = begin, size
-        while position < begin + size:
-            wanted = min(part, begin + size - position)
-
-            def once(timeout: float, position: int = position) -> bytes:
-                nonlocal part, wanted
-                try:
-                    data = bytes(
-                        self._once("cat_file", (path,), {"start": position, "end": position + wanted}, timeout)
-                    )
-                    if not 0 < len(data) <= wanted:
-                        raise OSError(f"{len(data)} bytes came for a range of {wanted}")
-                    return data
-                except Stopped:
-                    raise
-                except Exception:
-                    part = wanted = max(min(_SMALLEST_PIECE, wanted), wanted // 2)
-                    raise
-
-            try:
-                data = self.retrying(what, once, end)
-            except DataError as error:
-                if "gave up" in str(error):
-                    raise DataError(f"{error} ({state['done']} of the object's bytes had come)") from None
+                data = self.remote.retrying(self.what, partial(self._once, position, end), self.deadline)
+            except FileError:
                 raise
-            write(data, position)
-            self.counters.add("fetched_bytes", len(data))
+            except DataError as error:
+                raise DataError(f"{error} ({self.deadline.received} of the object's bytes had come)") from None
+            self.write(data, position)
+            self.remote.counters.add("fetched_bytes", len(data))
+            self.deadline.came(len(data))
             position += len(data)
-            yield len(data)
+
+    def _once(self, position: int, end: int, timeout: float) -> bytes:
+        """Some of the bytes [position, end), at least one. What follows a failure is smaller, and after a quick
+        success larger again."""
+        wanted = min(self._part, end - position)
+        began = time.monotonic()
+        try:
+            options = {"start": position, "end": position + wanted}
+            data = bytes(self.remote._once("cat_file", (self.path,), options, timeout))
+            if len(data) == self.size > wanted:  # from a server without ranges
+                data = data[position : position + wanted]
+            if not 0 < len(data) <= wanted:
+                raise OSError(f"{len(data)} bytes came for a range of {wanted}")
+        except Stopped:
+            raise
+        except Exception:
+            self._part = max(min(_SMALLEST_PIECE, wanted), wanted // 4)
+            raise
+        if time.monotonic() - began < self.remote.limits.request / 8:
+            self._part = min(PIECE, 2 * self._part)
+        return data

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,36 @@ def test_another_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     if folder.stat().st_uid != 0:
         with pytest.raises(DataError, match=r"data\.cache_dir: .* belongs to another user"):
             Cache(folder, 1, Counters())
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_slow_fetch_of_another_process_is_waited_for_while_bytes_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moving: bool
+) -> None:
+    monkeypatch.setattr(module, "_LOCK_MARGIN", 0.1)
+    data = b"slow but whole" * (100 if moving else 20)
+    key = hashlib.sha256(data).hexdigest()
+    started = threading.Event()
+
+    def fetch(write: Writer) -> None:
+        for offset in range(0, len(data), 100):
+            write(data[offset : offset + 100], offset)
+            started.set()
+            time.sleep(0.1 if moving else 0.5)
+
+    def slow() -> None:
+        Cache(tmp_path, 10**6, Counters()).obtain(key, len(data), "other", fetch, deadline=60.0)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    started.wait()
+
+    def wait() -> bytes:
+        return bytes(Cache(tmp_path, 10**6, Counters()).obtain(key, len(data), "x", pytest.fail, deadline=0.2))
+
+    if moving:
+        assert wait() == data
+    else:
+        with pytest.raises(DataError, match=r"^x: another process of this node has been fetching it for 0\.2 s"):
+            wait()
+    thread.join()

@@ -137,3 +137,106 @@ def test_secrets_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
     assert redact("AKIA and hush at s3://me:pw@bucket/x?sig=1") == "*** and *** at s3://bucket/x"
+
+
+class SlowLine(FakeFileSystem):
+    """Bytes come and go at `rate` a second; a call that is given up brings nothing."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.stored = b""
+
+    def cat_file(self, path: str, start: int = 0, end: int = len(DATA)) -> bytes:
+        data = super().cat_file(path, start, end)
+        time.sleep(len(data) / self.rate)
+        return data
+
+    def pipe_file(self, path: str, data: bytes) -> None:
+        time.sleep(len(data) / self.rate)
+        self.stored = data
+
+
+def test_a_slow_line_is_no_fault_while_bytes_come() -> None:
+    """A piece of 4096 bytes would need 1.4 s and a request has 0.2 s; the whole needs longer than the deadline."""
+    fs = SlowLine(rate=3000)
+    began = time.monotonic()
+    limits = Limits(deadline=0.9, request=0.2)
+    received = bytearray(len(DATA))
+
+    def write(data: bytes, offset: int) -> None:
+        received[offset : offset + len(data)] = data
+
+    RetryingFileSystem(fs, limits).download("x", "shard", len(DATA), write)
+    assert bytes(received) == DATA
+    assert time.monotonic() - began > limits.deadline
+
+
+def test_an_upload_has_time_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SLOWEST", 4000)
+    fs = SlowLine(rate=8000)
+    remote = RetryingFileSystem(fs, Limits(deadline=0.3, request=0.1))
+    remote.send("x", len(DATA), "pipe_file", "x", DATA)  # 1.3 s
+    assert fs.stored == DATA
+    fs.rate = 100.0
+    began = time.monotonic()
+    with pytest.raises(DataError, match=r"^x: gave up 0\.55 s after the first try .* and run again$"):
+        remote.send("x", 1000, "pipe_file", "x", DATA[:1000])
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("size", [None, len(DATA)])
+def test_a_whole_object_is_read_in_parts(size: int | None) -> None:
+    fs = FakeFileSystem(failing(OSError("reset")))
+    assert RetryingFileSystem(fs, Limits()).read("x", "x", size) == DATA
+    assert max(end - begin for begin, end in fs.ranges) <= 4096
+
+
+class WithoutRanges(FakeFileSystem):
+    """A server that answers every request with everything."""
+
+    def cat_file(self, path: str, start: int = 0, end: int = len(DATA)) -> bytes:
+        super().cat_file(path, start, end)
+        return DATA
+
+
+def test_a_server_without_ranges_is_not_accused() -> None:
+    fs = WithoutRanges()
+    assert download(fs) == DATA
+    remote = RetryingFileSystem(fs, Limits())
+    assert remote.read_range("x", "x", 700, 40) == DATA[700:740]
+    assert "retries" not in remote.counters.values()
+
+
+class Refused(Exception):
+    """As fsspec's http file system raises it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("refused")
+        self.status = status
+
+
+@pytest.mark.parametrize(("status", "tries"), [(400, 1), (410, 1), (501, 1), (408, 3), (429, 3), (500, 3), (503, 3)])
+def test_only_statuses_that_may_pass_are_tried_again(status: int, tries: int) -> None:
+    fs = FakeFileSystem(*[failing(Refused(status))] * 2)
+    remote = RetryingFileSystem(fs, Limits())
+    if tries == 1:
+        with pytest.raises(DataError, match=rf"^x: the store refuses the request \({status}"):
+            remote.call("x", "cat_file", "x")
+    else:
+        assert remote.call("x", "cat_file", "x") == DATA
+    assert len(fs.ranges) == tries
+
+
+def test_the_cure_names_the_setting_that_there_is() -> None:
+    limits = {"deadline": 0.1, "request": 0.05}
+    for setting, cure in (("data.fetch_deadline", "or raise data.fetch_deadline"), ("", "and run again")):
+        fs = FakeFileSystem(*[failing(OSError("down"))] * 1000)
+        with pytest.raises(DataError, match=f"{cure}$"):
+            RetryingFileSystem(fs, Limits(**limits, setting=setting)).call("x", "cat_file", "x")
+
+
+def test_a_missing_bucket_is_called_that() -> None:
+    fs = FakeFileSystem(failing(FileNotFoundError("The specified bucket does not exist")))
+    with pytest.raises(DataError, match=r"^s3://b/x: there is no such bucket \(404\); check the bucket's name"):
+        RetryingFileSystem(fs, Limits()).call("s3://b/x", "cat_file", "x")
