@@ -73,7 +73,7 @@ demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-condition
 	@echo "curves:       .venv/bin/tensorboard --logdir runs/fashion32_projection/tensorboard"
 	@echo "checkpoints:  .venv/bin/python -m trainer.checkpoint list runs/fashion32_projection"
 
-# bf16 where the CPU multiplies it in hardware: about twice as fast, and as good (see README).
+# bf16 where the CPU multiplies it in hardware: about twice as fast; one doubt is left (docs/results.md, "The doubt about bf16").
 DEMO_PRECISION = $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no)
 
 data/fashion-mnist/.complete: | setup
