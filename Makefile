@@ -1,4 +1,4 @@
-# Menagerie's commands. Each does all of its own set-up, into .venv, and can be run again at any time.
+# Menagerie's commands. Each does all its set-up, into .venv. Each can be run again at any time.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -44,7 +44,7 @@ bench-saving: setup $(FASHION)/train/manifest.json  ## what an asynchronous chec
 bench-evaluation: setup  ## what each measure costs, in CPU seconds and memory
 	python -m benchmarks.bench_evaluation
 
-bench-train: setup  ## the training step beside its plain form and torch-mimicry, in CPU time (half an hour; leave the machine alone)
+bench-train: setup  ## the training step next to its plain form and torch-mimicry, in CPU time (half an hour; leave the machine alone)
 	python -m benchmarks.bench_train
 	python -m benchmarks.bench_train --batch own --only fast
 	python -m benchmarks.bench_scaling
@@ -52,7 +52,7 @@ bench-train: setup  ## the training step beside its plain form and torch-mimicry
 study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (a quarter of an hour)
 	python -m studies.study_speed --out runs/study_speed
 
-bench-data: setup  ## the loader beside its peers, in images per CPU-second
+bench-data: setup  ## the loader next to its peers, in images per CPU-second
 	python -m benchmarks.bench_data
 
 study-conditioning: setup $(FASHION)/classifier.safetensors  ## projection, concat and AC-GAN, three seeds each (20 minutes)
@@ -73,7 +73,7 @@ demo: setup $(FASHION)/classifier.safetensors  ## real images -> class-condition
 	@echo "curves:       .venv/bin/tensorboard --logdir runs/fashion32_projection/tensorboard"
 	@echo "checkpoints:  .venv/bin/python -m trainer.checkpoint list runs/fashion32_projection"
 
-# bf16 where the CPU multiplies it in hardware: about twice as fast, and as good (see README).
+# bf16 where the CPU multiplies it in hardware: about twice as fast; one doubt is left (docs/results.md, "The doubt about bf16").
 DEMO_PRECISION = $(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bf16 || echo no)
 
 data/fashion-mnist/.complete: | setup
