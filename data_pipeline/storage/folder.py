@@ -12,7 +12,7 @@ from typing import Any
 
 import fsspec
 
-from data_pipeline.errors import DataError, FileError
+from data_pipeline.errors import FileError
 from data_pipeline.storage.files import move_file, replace_file
 from data_pipeline.storage.retrying import Limits, RetryingFileSystem, open_filesystem, redact
 
