@@ -12,7 +12,7 @@ from trainer.checkpoint.commits import CheckpointConfig
 from trainer.foundation.errors import SettingError
 from trainer.foundation.settings import apply_overrides, describe, read_yaml, validate
 from trainer.methods import ObjectiveConfig
-from trainer.methods.problem import Problem
+from trainer.methods.problem import Problem, differentiates_twice
 from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.methods.terms.guidance import ClassifierLossConfig, check_classifier_loss
 from trainer.methods.terms.term import Term
@@ -125,12 +125,12 @@ class Config:
                 "speed.bf16_gradients: is true with run.deterministic, which sums the gradients of single replicas in fp32; "
                 "set one of the two to false"
             )
-        if self.batch.synchronised_norm and self.objective.second_derivatives:
+        if self.batch.synchronised_norm and differentiates_twice(self.objective):
             raise ValueError(
                 "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "
                 "replicas; set batch.synchronised_norm to false, or objective.penalty.name to none"
             )
-        if self.speed.compile != "none" and self.objective.second_derivatives:
+        if self.speed.compile != "none" and differentiates_twice(self.objective):
             raise ValueError(
                 f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
                 "not have; set it to none"
@@ -166,7 +166,7 @@ def check_launch(config: Config, launch: Launch) -> None:
             f"run.deterministic: is true, but the launch asks for {launch.strategy}, which sums the gradients itself; launch "
             "with cluster/launch/ddp.yaml or cpu.yaml"
         )
-    if config.objective.second_derivatives and launch.strategy in ("zero1", "zero2"):
+    if differentiates_twice(config.objective) and launch.strategy in ("zero1", "zero2"):
         raise SettingError(
             f"objective.penalty: is on, but the launch asks for {launch.strategy}, where DeepSpeed cannot reduce the gradients "
             "of a loss that differentiates twice; launch with cluster/launch/ddp.yaml, or set objective.penalty.name to none"

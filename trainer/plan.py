@@ -66,7 +66,7 @@ class Assumptions:
     image: float = 10e3
     """Bytes of one JPEG of 128 px; by area at other resolutions."""
     decoded: float = 5000.0
-    """Images of 128 px that one core decodes and hands over in a second (README, "Reading")."""
+    """Images of 128 px that one core decodes and hands over in a second (docs/results.md, "The loader")."""
 
 
 def reduction_seconds(parameters: int, processes: int, bandwidth: tuple[float, float], given: Assumptions) -> float:

@@ -67,7 +67,7 @@ def _memory(config: Config, launch: Launch, parameters: int) -> list[str]:
     held = len(launch.held_replicas(config.batch.replicas))
     state = state_bytes(parameters, launch.strategy, launch.world_size) / MIB
     lines = [
-        f"weights, gradients and Adam's moments ({launch.strategy}, {launch.world_size} processes): {state:,.0f} MiB"
+        f"weights, gradients and the optimizers' moments ({launch.strategy}, {launch.world_size} processes): {state:,.0f} MiB"
     ]
     try:
         kept = held * count(config, config.speed, launch.device, launch.precision).activations / MIB

@@ -5,7 +5,7 @@ from typing import Annotated
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice()]
+ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice(methods=("build", "check"))]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

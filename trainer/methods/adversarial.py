@@ -115,7 +115,10 @@ class AdversarialMethod:
         """`terms`: the method's, in the order in which they are added, after the penalty's."""
         self.config, self.problem = config, problem
         self.sides = LOSSES[config.loss]
-        self.terms = {term.name: term for term in (*config.penalty.build(), *terms, *problem.terms)}
+        every = (*config.penalty.build(), *terms, *problem.terms)
+        self.terms = {term.name: term for term in every}
+        if len(self.terms) < len(every):
+            raise ValueError(f"terms: two have the same name, of {', '.join(term.name for term in every)}; rename one")
 
     def build(self, network: str) -> nn.Module:
         """The network of this name."""

@@ -29,11 +29,6 @@ class MethodConfig(Protocol):
     @property
     def name(self) -> str: ...
 
-    @property
-    def second_derivatives(self) -> bool:
-        """Whether a loss differentiates twice, which compiled code and norms over several processes do not support."""
-        ...
-
     def check(self, problem: Problem) -> None:
         """Raise ValueError, beginning with the setting, where the method does not fit the problem."""
         ...
@@ -41,3 +36,11 @@ class MethodConfig(Protocol):
     def build(self, problem: Problem) -> Method:
         """The method. Raises `SettingError`."""
         ...
+
+
+def differentiates_twice(config: MethodConfig) -> bool:
+    """Whether a loss has second derivatives, which compiled code, ZeRO and norms over several processes do not support.
+
+    The settings say so with the attribute `second_derivatives`. Those that do not say it are taken for the worst.
+    """
+    return bool(getattr(config, "second_derivatives", True))

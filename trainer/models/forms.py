@@ -1,7 +1,7 @@
 """Which form of a function each layer computes (`trainer.models.rewrites` has the forms; all start as the plain one).
 
 The tables come from timings of forward and backward pass, batches of 8 and 16, on one core of an AMD EPYC with AVX-512
-and oneDNN 3.12 (PyTorch 2.14.1); README, "Speed". On a GPU nothing was measured, so the plain forms are used until
+and oneDNN 3.12 (PyTorch 2.14.1); docs/speed.md. On a GPU nothing was measured, so the plain forms are used until
 `speed.autotune` times them.
 """
 

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class SpeedConfig:
-    """Exact rewrites of the training step; the defaults are what pays. README, "Speed"."""
+    """Exact rewrites of the training step. The defaults are those that make it faster (docs/speed.md)."""
 
     convolutions: Literal["plain", "merged", "transposed", "phases", "matrix", "measured"] = "measured"
     """3x3 convolutions of the residual blocks. `plain`: one after the other with the resampling beside them. `merged`: the

@@ -159,7 +159,8 @@ def with_ahead(
     Yields each turn with its draws, and whether what the others make is among them. Where it is not, it is made in the
     turn's own pass.
     """
-    alike = all(turn.form == turns[0].form and turn.made == turns[0].made for turn in turns)
+    shapes = [(turn.form, turn.made, turn.reads) for turn in turns]
+    alike = all(shape == shapes[0] for shape in shapes)
     if speed.grouped_generation and alike and len(turns) > 1 and all(can_group(network) for network in others.values()):
         made = make_ahead(method, turns, others, list(drawn), held, launch)
         yield ((turn, draws, True) for turn, draws in zip(turns, made, strict=True))

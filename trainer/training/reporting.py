@@ -81,7 +81,7 @@ class Reporter:
         return (
             f"{config.run.dir}: {begin} of {config.run.iterations:,}; "
             f"{held_description(self.launch, config.batch.replicas)}; "
-            f"{manifest.samples:,} images of {len(manifest.class_names)} classes"
+            f"{manifest.samples:,} {manifest.fields[0]}s{f' of {len(manifest.classes)} classes' if manifest.labelled else ''}"
         )
 
     def add(self, scalars: Scalars) -> None:
