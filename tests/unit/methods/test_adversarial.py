@@ -189,3 +189,10 @@ def test_a_lazy_penalty_is_on_in_every_so_many_updates():
     out = losses(method, "discriminator", networks, draw)
     torch.testing.assert_close(out["loss"].detach(), out["adversarial"] + 12 * out["r1"])
     assert "r1" not in losses(method, "discriminator", networks, draw, iteration=1)
+
+
+def test_two_terms_of_one_name_are_refused():
+    """The second would replace the first in silence."""
+    (term,) = R1Config().build()
+    with pytest.raises(ValueError, match="^terms: two have the same name, of penalty, penalty"):
+        method_of(AdversarialConfig(penalty=R1Config()), terms=(term,))
