@@ -3,13 +3,15 @@
 import argparse
 import functools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
-from data_pipeline.make_shards.foreign_shards import index_shards
+from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
@@ -17,22 +19,45 @@ from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
+from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.storage.folder import Folder
 
 _HELP = """
 SOURCE is one of
-  folder    one sub-folder per class
-  imagenet  ILSVRC2012_img_train.tar (a tar of tars, read in place), a folder of its inner tars, or its unpacked folders
-  idx       the MNIST family: a folder with the four IDX files
-  cifar     CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
-  shards    a folder of WebDataset tars that somebody else made: they are indexed where they are, nothing is copied
-INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command goes on.
+  folder      one sub-folder per class
+  imagenet    ILSVRC2012_img_train.tar (a tar of tars, read in place), a folder of its inner tars, or its unpacked folders
+  idx         the MNIST family: a folder with the four IDX files
+  cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
+  webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
+INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
+Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
 """
 _PHOTOGRAPHS: dict[str, Any] = {"size": 128, "fit": "crop", "encoding": "jpeg"}
 _SMALL: dict[str, Any] = {"size": 32, "fit": "pad", "encoding": "png"}
-_DEFAULTS = {"folder": _PHOTOGRAPHS, "imagenet": _PHOTOGRAPHS, "idx": _SMALL, "cifar": _SMALL}
+_DEFAULTS = {
+    "folder": _PHOTOGRAPHS,
+    "imagenet": _PHOTOGRAPHS,
+    "webdataset": _PHOTOGRAPHS,
+    "idx": _SMALL,
+    "cifar": _SMALL,
+}
+_EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
+_WRITING = _EVERYWHERE | {
+    *("size", "fit", "encoding", "quality", "chroma", "minimum_side", "samples_per_shard", "part")
+}
+_MEANINGFUL: dict[str, frozenset[str]] = {
+    "folder": _WRITING | {"grey", "class_names", "subset"},
+    "imagenet": _WRITING | {"grey", "class_names", "subset"},
+    "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
+    "idx": _WRITING | {"split", "family"},
+    "cifar": _WRITING | {"grey", "split"},
+    "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
+}
+"""Options that mean something to a SOURCE."""
 
 
 def _positive(text: str) -> int:
@@ -67,13 +92,14 @@ def _share(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.make_shards",
-        description="Make WebDataset shards, their indexes and manifest.json from labelled images.",
+        description="Make WebDataset shards, their indexes and manifest.json from images.",
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", choices=["folder", "imagenet", "idx", "cifar", "shards"], metavar="SOURCE")
+    parser.add_argument("source", choices=list(_MEANINGFUL), metavar="SOURCE")
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
+    # No option has a default here, so that one which was given is told from one which was not.
     image = parser.add_argument_group("images")
     image.add_argument(
         "--size", type=_size, help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar)"
@@ -81,34 +107,39 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--fit",
         choices=["crop", "pad", "stretch"],
-        help="centred square, black bars, or distortion (crop; pad for idx and cifar)",
+        help="centred part, black bars, or distortion (crop; pad for idx and cifar)",
     )
     image.add_argument("--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx and cifar)")
-    image.add_argument("--quality", type=int, default=95, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
-    image.add_argument("--chroma", choices=["444", "422", "420"], default="444", help="JPEG's chroma sampling (444)")
-    image.add_argument(
-        "--minimum-side", type=_positive, default=1, help="exclude images whose shorter side is less (1)"
-    )
+    image.add_argument("--quality", type=int, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
+    image.add_argument("--chroma", choices=["444", "422", "420"], help="JPEG's chroma sampling (444)")
+    image.add_argument("--minimum-side", type=_positive, help="exclude images whose shorter side is less (1)")
     image.add_argument("--grey", action="store_true", help="one channel instead of RGB")
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
-    image.add_argument(
-        "--max-unreadable", type=_share, default=0.01, help="share of unreadable images that stops the work (0.01)"
+    image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
+    classes = parser.add_argument_group("classes")
+    classes.add_argument(
+        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet, webdataset and shards"
     )
-    image.add_argument(
-        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet and shards"
+    classes.add_argument(
+        "--subset",
+        action="store_true",
+        help="INPUT may have only some of the classes (of ImageNet's 1000, or of --class-names); they are numbered anew",
     )
-    image.add_argument(
+    classes.add_argument(
         "--unlabelled",
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
+    tars = parser.add_argument_group("webdataset and shards")
+    tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
+    tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
     idx = parser.add_argument_group("idx and cifar")
-    idx.add_argument("--split", choices=["train", "test"], default="train", help="(train)")
+    idx.add_argument("--split", choices=["train", "test"], help="(train)")
     idx.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
     work = parser.add_argument_group("work")
-    work.add_argument("--samples-per-shard", type=_positive, default=10_000, help="(10000)")
+    work.add_argument("--samples-per-shard", type=_positive, help="(10000)")
     work.add_argument("--jobs", type=_positive, help="processes (default: the CPUs this process may use)")
     work.add_argument(
         "--part",
@@ -117,95 +148,165 @@ def _parser() -> argparse.ArgumentParser:
         help="only every N-th shard from the I-th on, and no manifest; when all parts are written, at the same time or not, "
         "the command without --part writes it",
     )
-    work.add_argument("--overwrite", action="store_true", help="remove what OUTPUT holds")
+    work.add_argument(
+        "--overwrite", action="store_true", help="remove the shards, indexes and manifest that OUTPUT holds"
+    )
     work.add_argument("--dry-run", action="store_true", help="list the input and say what would be made")
     return parser
 
 
-def _source(given: argparse.Namespace, folder: Folder, names: dict[str, str] | None) -> Source:
+def _check_options(given: argparse.Namespace) -> None:
+    """Refuse options that mean nothing here. Raises DataError."""
+    options = {name for name, value in vars(given).items() if value not in (None, False)}
+    options -= {"source", "input", "output"}
+    meaningful = _MEANINGFUL[given.source]
+    if strange := sorted(options - meaningful):
+        known = ", ".join(_flag(name) for name in sorted(meaningful))
+        raise DataError(
+            f"{_flag(strange[0])}: means nothing to SOURCE {given.source}, which knows {known}; leave it out"
+        )
+    for option, other, why in (
+        ("class_names", given.unlabelled, "means nothing with --unlabelled"),
+        ("subset", given.unlabelled, "means nothing with --unlabelled"),
+        ("label_field", given.unlabelled, "means nothing with --unlabelled"),
+        ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
+        ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
+        ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
+    ):
+        if option in options and other:
+            raise DataError(f"{_flag(option)}: {why}; leave one of them out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _encoding(given: argparse.Namespace) -> str:
+    return str(given.encoding or _DEFAULTS.get(given.source, _PHOTOGRAPHS)["encoding"])
+
+
+def _below(folder: Folder, output: Folder) -> str:
+    """The path of `output` in `folder`; empty where it is not in it. Raises DataError where both are the same."""
+    if (folder.local is None) != (output.local is None):
+        return ""
+    outer, inner = (str(f.root if f.local is None else f.local.resolve()) for f in (folder, output))
+    if outer == inner:
+        raise DataError(f"OUTPUT: {output} is INPUT itself; give another folder")
+    return inner[len(outer) :].strip("/") if inner.startswith(outer.rstrip("/") + "/") else ""
+
+
+def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None) -> Source:
+    fields = Fields(given.image_field or "", given.label_field or "")
     match given.source:
         case "idx":
-            return IdxSource(folder, split=given.split, family=given.family)
+            return IdxSource(folder, split=given.split or "train", family=given.family)
         case "cifar":
-            return CifarSource(given.input, split=given.split)
+            return CifarSource(given.input, split=given.split or "train")
         case "imagenet":
-            return imagenet_source(given.input, names)
+            return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
+        case "webdataset":
+            return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
         case _:
-            return FolderSource(folder, names, flat=given.unlabelled)
+            skip = _below(folder, output)
+            return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)
+
+
+def _excluded(path: Path | None) -> frozenset[str]:
+    """The names in the file. Raises DataError."""
+    if path is None:
+        return frozenset()
+    try:
+        return frozenset(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--exclude: {path} cannot be read ({error}); give a text file in UTF-8") from None
 
 
 def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
     """The work that the command line asks for. Raises DataError, and SystemExit(2) for a wrong command line."""
     given = _parser().parse_args(arguments)
+    _check_options(given)
     folder, output = Folder(given.input), Folder(given.output)
     names = read_class_names(given.class_names) if given.class_names else None
-    jobs = given.jobs or len(os.sched_getaffinity(0))
+    exclude = _excluded(given.exclude)
+    common = {
+        "max_unreadable": 0.01 if given.max_unreadable is None else given.max_unreadable,
+        "jobs": given.jobs or len(os.sched_getaffinity(0)),
+        "dry_run": given.dry_run,
+        "overwrite": given.overwrite,
+    }
     if given.source == "shards":
-        if given.part:
-            raise DataError("--part: shards are only indexed, which one process does; leave it out")
-        return functools.partial(
-            index_shards,
-            folder,
-            output,
-            names=names,
-            labelled=not given.unlabelled,
-            jobs=jobs,
-            dry_run=given.dry_run,
-            overwrite=given.overwrite,
-        )
+        wanted = Wanted(not given.unlabelled, Fields(given.image_field or "", given.label_field or ""), exclude)
+        return functools.partial(index_shards, folder, output, names=names, wanted=wanted, **common)
     default = _DEFAULTS[given.source]
     options = ImageOptions(
         size=given.size or default["size"],
         channels=1 if given.grey or given.source == "idx" else 3,
         fit=given.fit or default["fit"],
         encoding=given.encoding or default["encoding"],
-        quality=given.quality,
-        chroma=given.chroma,
-        minimum_side=given.minimum_side,
+        quality=given.quality or 95,
+        chroma=given.chroma or "444",
+        minimum_side=given.minimum_side or 1,
     )
-    source = _source(given, folder, names)
-    exclude: frozenset[str] = frozenset()
-    if given.exclude is not None:
-        try:
-            exclude = frozenset(line.strip() for line in given.exclude.read_text().splitlines() if line.strip())
-        except OSError as error:
-            raise DataError(f"--exclude: {given.exclude} cannot be read ({error.strerror})") from None
+    source = _source(given, folder, output, names)
     return functools.partial(
         make_shards,
         ImageSamples(Unlabelled(source) if given.unlabelled else source, options),
         output,
         description=given.source,
         where=folder,
-        samples_per_shard=given.samples_per_shard,
-        jobs=jobs,
-        max_unreadable=given.max_unreadable,
+        samples_per_shard=given.samples_per_shard or 10_000,
         exclude=exclude,
-        overwrite=given.overwrite,
-        dry_run=given.dry_run,
         part=given.part,
+        **common,
     )
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted."""
+    """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted, 143 =
+    ended by SIGTERM."""
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, _terminate)
     try:
         manifest = parse(arguments)()
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, _Terminated) as error:
+        print("interrupted; run the same command again to resume", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 143
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if manifest is not None:
-        report = manifest.report
-        for name, why in report["unreadable"][:20]:
-            print(f"unreadable: {name}: {why}", file=sys.stderr)
-        print(
-            f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; "
-            f"{len(report['unreadable'])} unreadable, {report['too_small']} too small, {report['excluded']} excluded; "
-            f"fingerprint {manifest.fingerprint[:16]}"
-        )
+        print(_summary(manifest))
     return 0
+
+
+def _summary(manifest: Manifest) -> str:
+    """The last line; says on standard error which samples are unreadable."""
+    report = manifest.report
+    for name, why in report["unreadable"][:20]:
+        print(f"unreadable: {name}: {why}", file=sys.stderr)
+    counts = [
+        f"{len(report['unreadable'])} unreadable",
+        f"{report['too_small']} too small",
+        f"{report['excluded']} excluded",
+        *([f"{report['other_files']} other files"] if report.get("other_files") else []),
+        *(f"{count} with {note}" for note, count in report.get("notes", {}).items()),
+    ]
+    return (
+        f"{manifest.samples} samples in {len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; "
+        f"{', '.join(counts)}; fingerprint {manifest.fingerprint[:16]}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,92 +1,127 @@
-"""SOURCE shards: scan WebDataset tars that somebody else made, write indexes and a manifest beside or apart from
-them; no copy."""
+"""SOURCE shards: scan WebDataset tars that somebody else made, write indexes and a manifest next to or apart from
+them; no copy. Every image is decoded once, so training will not meet one that it cannot decode."""
 
-import contextlib
 import hashlib
-import json
-import os
-import struct
 import sys
-import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import simplejpeg
 from tqdm import tqdm
+from zlib_ng.zlib_ng import crc32
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards import tar_scan
+from data_pipeline.make_shards.output import check_indexes, existing_manifest
+from data_pipeline.make_shards.shard_writer import reason
+from data_pipeline.make_shards.sources.base import printable
 from data_pipeline.make_shards.sources.class_names import named
-from data_pipeline.make_shards.workers import worker_pool
+from data_pipeline.make_shards.workers import in_any_order, worker_pool
+from data_pipeline.make_shards.writing import check_excluded, check_unreadable
 from data_pipeline.manifest import index
+from data_pipeline.manifest.content import decode_image, image_shape
 from data_pipeline.manifest.format import FILE_NAME, ClassInfo, ImageField, Manifest, ShardInfo
 from data_pipeline.storage.folder import Folder
 
 _BLOCK = 8 << 20
 
 
-def image_geometry(data: bytes) -> tuple[int, int, int]:
-    """(width, height, channels) from the header of a JPEG or PNG. Raises ValueError with the reason."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= 26:
-        width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-        if depth != 8 or colour not in (0, 2):
-            raise ValueError("it is a PNG that is neither 8-bit grey nor 8-bit RGB")
-        return width, height, 3 if colour == 2 else 1
-    if data[:2] == b"\xff\xd8":
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        if colours.upper() not in ("GRAY", "YCBCR", "RGB"):
-            raise ValueError(f"it is a JPEG in {colours}")
-        return width, height, 1 if colours.upper() == "GRAY" else 3
-    raise ValueError("it is neither a JPEG nor a PNG")
+@dataclass(frozen=True)
+class Wanted:
+    """What is taken of the tars."""
+
+    labelled: bool = True
+    """Without it the samples have no class, whatever the tars say."""
+    fields: tar_scan.Fields = tar_scan.USUAL_FIELDS
+    exclude: frozenset[str] = frozenset()
+    """Samples to leave out, called as in the manifest's report."""
 
 
-@contextlib.contextmanager
-def _local_file(folder: Folder, name: str) -> Iterator[IO[bytes]]:
-    """The file itself where it is local, else a temporary copy."""
-    if folder.local is not None:
-        with open(folder.path(name), "rb") as file:
-            yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        size = folder.size(name) or 0
-        folder.remote.download(
-            f"{folder}/{name}", folder.path(name), size, lambda data, at: os.pwrite(copy.fileno(), data, at)
+@dataclass
+class _Result:
+    """What the manifest needs of one tar."""
+
+    shard: ShardInfo
+    found: int = 0
+    shapes: dict[tuple[int, int, int], str] = field(default_factory=dict)
+    """(height, width, channels) of the images, and a sample that has it."""
+    labels: Counter[int] = field(default_factory=Counter)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    excluded: set[str] = field(default_factory=set)
+    unused: Counter[str] = field(default_factory=Counter)
+
+
+def tars_of(folder: Folder) -> list[str]:
+    """The names of a folder's tars, sorted. Raises DataError where it has none, or some that would be left out."""
+    names = [name for name in folder.names() if not name.startswith(".")]
+    found = [name for name in names if name.endswith(".tar")]
+    packed = [name for name in names if name.endswith(tar_scan.COMPRESSED)]
+    if packed:
+        raise DataError(
+            f"INPUT: {folder} holds {packed[0]}, which is compressed ({len(packed)} such files); decompress it to a .tar "
+            "(gunzip, unxz, zstd -d), or move it away"
         )
-        copy.seek(0)
-        yield copy
+    if not found:
+        raise DataError(f"INPUT: {folder} holds no .tar files; check the path")
+    return found
 
 
-def _scan(tars: Folder, name: str, output: Folder, labelled: bool) -> dict[str, Any]:
-    """Index one tar; what the manifest needs of it."""
+def _index_name(tar: str) -> str:
+    return tar.removesuffix(".tar") + ".idx"
+
+
+def _sha256(file: IO[bytes]) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
-    geometries: dict[str, str] = {}
-    with _local_file(tars, name) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
-        file.seek(0)
-        records = tar_scan.build_index(file, f"{tars}/{name}", labelled)
-        file.seek(0)
-        for sample in tar_scan.samples(file, f"{tars}/{name}"):
-            try:
-                geometries.setdefault(json.dumps(image_geometry(sample.data)), sample.key)
-            except ValueError as error:
-                raise DataError(
-                    f"INPUT: sample {sample.key} of {tars}/{name} cannot be used ({error}); unpack the images "
-                    "and use SOURCE folder"
-                ) from None
-    packed = index.to_bytes(records)
-    index_name = name.removesuffix(".tar") + ".idx"
-    output.write(index_name, packed)
-    return {
-        "shard": ShardInfo(
-            name, len(records), size, digest.hexdigest(), index_name, hashlib.sha256(packed).hexdigest()
-        ),
-        "geometries": geometries,
-        "labels": np.unique(records["label"], return_counts=True),
-    }
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+    file.seek(0)
+    return digest.hexdigest(), size
+
+
+def _scan(tars: Folder, name: str, output: Folder, wanted: Wanted) -> _Result:
+    """Index one tar."""
+    with tars.open_local(name) as file:
+        sha256, size = _sha256(file)
+        scan = tar_scan.Scan(file, f"INPUT: {tars}/{name}", wanted.fields)
+        result = _Result(ShardInfo(name, 0, size, sha256, _index_name(name), ""))
+        rows = list(_rows(scan, name, wanted, result))
+    packed = index.to_bytes(np.array(rows, dtype=index.RECORD))
+    output.write(_index_name(name), packed)
+    index_sha256 = hashlib.sha256(packed).hexdigest()
+    result.shard = ShardInfo(name, len(rows), size, sha256, _index_name(name), index_sha256)
+    result.unused = scan.unused
+    return result
+
+
+def _rows(scan: tar_scan.Scan, tar: str, wanted: Wanted, result: _Result) -> Iterator[tuple[int, int, int, int]]:
+    """The index's records of the samples that can be decoded; what became of the others goes into `result`."""
+    buffers: dict[tuple[int, int, int], np.ndarray] = {}
+    for sample in scan:
+        called = printable(f"{tar}/{sample.key}")
+        result.found += 1
+        if called in wanted.exclude:
+            result.excluded.add(called)
+            continue
+        if wanted.labelled and sample.label is None:
+            raise DataError(
+                f"{scan.name}: the sample {sample.key} has no .cls file and no class number in a .json file; add it, name "
+                "the member that has it with --label-field, or give --unlabelled"
+            )
+        data = scan.read(sample.offset, sample.size, sample.image)
+        try:
+            shape = image_shape(data)
+            decode_image(data, buffers.setdefault(shape, np.empty(shape, np.uint8)))
+        except Exception as error:  # decoders of damaged bytes raise anything
+            result.unreadable.append((called, reason(error)))
+            continue
+        result.shapes.setdefault(shape, called)
+        label = sample.label if wanted.labelled and sample.label is not None else index.NO_LABEL
+        result.labels[label] += 1
+        yield sample.offset, sample.size, label, crc32(data)
 
 
 def index_shards(
@@ -94,71 +129,78 @@ def index_shards(
     output: Folder,
     *,
     names: dict[str, str] | None,
-    labelled: bool = True,
+    wanted: Wanted,
+    max_unreadable: float = 0.01,
     jobs: int = 1,
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> Manifest | None:
     """Index every `*.tar` of a folder and write the manifest to `output`; None for a dry run. Raises DataError."""
-    found = [name for name in tars.names() if name.endswith(".tar")]
-    if not found:
-        raise DataError(f"INPUT: {tars} holds no .tar files; check the path (and unpack .tar.gz files)")
+    found = tars_of(tars)
     print(f"{len(found)} tars to index", file=sys.stderr)
     if dry_run:
         return None
-    if output.exists(FILE_NAME) and not overwrite:
+    if existing_manifest(output) is not None and not overwrite:
         raise DataError(f"OUTPUT: {output} holds a {FILE_NAME} already; give another folder, or add --overwrite")
-    results = []
+    check_indexes(output, [_index_name(name) for name in found])
+    scanned: dict[int, _Result] = {}
     with tqdm(total=len(found), unit="shard", disable=None) as progress:
-        if jobs == 1 or len(found) == 1:
-            for name in found:
-                results.append(_scan(tars, name, output, labelled))
-                progress.update()
-        else:
-            with worker_pool(min(jobs, len(found))) as pool:
-                count = len(found)
-                for result in pool.map(_scan, [tars] * count, found, [output] * count, [labelled] * count):
-                    results.append(result)
-                    progress.update()
-    manifest = _manifest(tars, output, results, names, labelled).with_fingerprint()
+        for place, result in _scan_all(tars, found, output, wanted, jobs):
+            scanned[place] = result
+            progress.update()
+    results = [scanned[place] for place in range(len(found))]
+    check_excluded(wanted.exclude, set().union(*(result.excluded for result in results)))
+    unreadable = [entry for result in results for entry in result.unreadable]
+    check_unreadable(unreadable, sum(result.found for result in results), max_unreadable)
+    if unused := sum((result.unused for result in results), Counter[str]()):
+        said = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unused.items()))
+        print(f"not used: {said} members", file=sys.stderr)
+    manifest = _manifest(tars, output, results, names, wanted.labelled).with_fingerprint()
     output.write(FILE_NAME, manifest.to_bytes())
     return manifest
 
 
+def _scan_all(
+    tars: Folder, found: list[str], output: Folder, wanted: Wanted, jobs: int
+) -> Iterator[tuple[int, _Result]]:
+    """(place of the tar in `found`, what it holds), as they are finished. Raises DataError."""
+    calls = [(tars, name, output, wanted) for name in found]
+    if jobs == 1 or len(found) == 1:
+        for place, arguments in enumerate(calls):
+            yield place, _scan(*arguments)
+        return
+    with worker_pool(min(jobs, len(found))) as pool:
+        yield from in_any_order(pool, _scan, calls, 2 * jobs)
+
+
 def _manifest(
-    tars: Folder, output: Folder, results: list[dict[str, Any]], names: dict[str, str] | None, labelled: bool
+    tars: Folder, output: Folder, results: list[_Result], names: dict[str, str] | None, labelled: bool
 ) -> Manifest:
-    results = [result for result in results if result["shard"].samples]
-    geometries = {key: where for result in results for key, where in result["geometries"].items()}
-    sizes = {tuple(json.loads(key)[:2]): where for key, where in geometries.items()}
-    if len(sizes) != 1:
-        examples = ", ".join(f"{w}x{h} ({where})" for (w, h), where in list(sizes.items())[:2]) or "no samples at all"
-        raise DataError(
-            f"INPUT: the images of {tars} are not of one size: {examples}; unpack them and use SOURCE folder"
-        )
-    if len({json.loads(key)[2] for key in geometries}) != 1:
-        raise DataError(f"INPUT: {tars} holds grey and colour images together; unpack them and use SOURCE folder")
-    width, height = next(iter(sizes))
-    counts = _count_labels(results)
+    shapes = {shape: sample for result in results for shape, sample in result.shapes.items()}
+    convert = "SOURCE webdataset makes shards of one kind"
+    if len({shape[:2] for shape in shapes}) != 1:
+        examples = ", ".join(f"{shape[1]}x{shape[0]} ({sample})" for shape, sample in list(shapes.items())[:2])
+        raise DataError(f"INPUT: the images of {tars} are not of one size: {examples or 'no image at all'}; {convert}")
+    if len(shapes) != 1:
+        raise DataError(f"INPUT: {tars} holds grey and colour images together; {convert}")
+    counts = sum((result.labels for result in results), Counter[int]())
+    report = {
+        "written": sum(result.shard.samples for result in results),
+        "unreadable": [list(entry) for result in results for entry in result.unreadable],
+        "too_small": 0,
+        "excluded": sum(len(result.excluded) for result in results),
+    }
     return Manifest(
         classes=_classes(tars, counts, names) if labelled else (),
-        content=ImageField(int(height), int(width), int(json.loads(next(iter(geometries)))[2])),
-        shards=tuple(result["shard"] for result in results),
+        content=ImageField(*next(iter(shapes))),
+        shards=tuple(result.shard for result in results if result.shard.samples),
         options={"source": "shards"},
-        report={"written": sum(counts.values()), "unreadable": [], "too_small": 0, "excluded": 0},
+        report=report,
         base="" if _same(tars, output) else _address(tars),
     )
 
 
-def _count_labels(results: list[dict[str, Any]]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for result in results:
-        for label, count in zip(*result["labels"], strict=True):
-            counts[int(label)] = counts.get(int(label), 0) + int(count)
-    return counts
-
-
-def _classes(tars: Folder, counts: dict[int, int], names: dict[str, str] | None) -> tuple[ClassInfo, ...]:
+def _classes(tars: Folder, counts: Counter[int], names: dict[str, str] | None) -> tuple[ClassInfo, ...]:
     """The classes of samples with these labels. Raises DataError where names and labels do not fit together."""
     classes = len(names) if names is not None else max(counts) + 1
     if min(counts) < 0 or max(counts) >= classes:
@@ -168,7 +210,8 @@ def _classes(tars: Folder, counts: dict[int, int], names: dict[str, str] | None)
         )
     if len(counts) < 2:
         raise DataError(
-            f"INPUT: all samples of {tars} belong to one class; a class-conditional model needs two or more"
+            f"INPUT: all samples of {tars} belong to one class; a class-conditional model needs two or more, so complete "
+            "the input, or give --unlabelled"
         )
     if names is None and len(counts) < classes:
         gap = next(label for label in range(classes) if label not in counts)
@@ -177,7 +220,7 @@ def _classes(tars: Folder, counts: dict[int, int], names: dict[str, str] | None)
             "--class-names with all classes"
         )
     ids = list(names) if names is not None else [str(k) for k in range(classes)]
-    return tuple(ClassInfo(name, key, counts.get(label, 0)) for label, (name, key) in enumerate(named(ids, names)))
+    return tuple(ClassInfo(name, key, counts[label]) for label, (name, key) in enumerate(named(ids, names)))
 
 
 def _same(a: Folder, b: Folder) -> bool:

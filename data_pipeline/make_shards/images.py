@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image
 
 from data_pipeline.make_shards.sources.base import Item, Listing, Source
 from data_pipeline.manifest.format import ImageField
@@ -18,6 +18,17 @@ FILTER = Image.Resampling.LANCZOS
 
 _COLORSPACES = {"Gray": "GRAY", "YCbCr": "RGB", "RGB": "RGB"}  # of a JPEG -> as simplejpeg decodes it
 _ORIENTATION = 0x0112  # EXIF's tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_SCALED_FORMATS = ("PNG", "PPM", "JPEG2000")  # Pillow scales their deep greys to the whole range of 16 bits
 
 Fit = Literal["crop", "pad", "stretch"]
 Chroma = Literal["444", "422", "420"]
@@ -82,13 +93,33 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """Upright, 8 bits, grey or RGB; transparency lies on white; 16-bit grey is scaled, not clipped."""
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # else Pillow makes a copy, as of a conversion that is none
-        image = ImageOps.exif_transpose(image)
+def grey_bits(image: Image.Image) -> int:
+    """Bits of an unsigned grey of more than 8 bits, taken from the file. Raises ValueError where the file does not say
+    what its numbers mean."""
     if image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", None)
+        if image.format in _SCALED_FORMATS:
+            return 16
+        if image.format == "TIFF" and tags is not None and tags.get(_SAMPLE_FORMAT, 1) in (1, (1,)):
+            bits = tags.get(_BITS, (1,))[0]
+            if bits in (12, 16) and tags.get(_PHOTOMETRIC) == 1:
+                return int(bits)
+    raise ValueError(
+        f"its pixels are {'floating-point numbers' if image.mode == 'F' else 'integers'} of an unknown range; convert it to "
+        "8 or 16 unsigned bits"
+    )
+
+
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Upright, 8 bits, grey or RGB; transparency is on white; deeper grey is scaled, not clipped. Raises ValueError
+    where the range of its numbers is not known."""
+    turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    if image.mode == "F" or image.mode.startswith("I"):
+        shift = grey_bits(image) - 8
         wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((wide >> 8).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((wide >> shift).clip(0, 255).astype(np.uint8))
+    if turn is not None:  # by hand, because Pillow writes the EXIF anew, which fails where it is odd
+        image = image.transpose(turn)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
@@ -164,7 +195,9 @@ class ImageSamples:
         """For the manifest: what decides the bytes."""
         return self.options.describe()
 
-    def encode(self, item: Item) -> bytes:
-        """A sample's file. Raises TooSmall, DataError where the source cannot be read, and what the image's decoder
-        raises."""
-        return encode(prepare(self.source.image(item), self.options), self.options)
+    def encode(self, item: Item) -> tuple[bytes, str]:
+        """A sample's file, and what was done to its values. Raises TooSmall, DataError where the source cannot be read,
+        and what the image's decoder raises."""
+        image = self.source.image(item)
+        note = f"{grey_bits(image)}-bit greys scaled to 8" if image.mode.startswith("I") else ""
+        return encode(prepare(image, self.options), self.options), note

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from zlib_ng.zlib_ng import crc32
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.images import TooSmall
-from data_pipeline.make_shards.sources.base import Item, Samples
+from data_pipeline.make_shards.sources.base import Item, Samples, printable
 from data_pipeline.manifest import index
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -39,6 +40,8 @@ class ShardResult:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     """(name, reason) of items that could not be decoded."""
     too_small: int = 0
+    notes: dict[str, int] = field(default_factory=dict)
+    """What was done to values, and to how many samples."""
 
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -67,8 +70,8 @@ class _Hashing(io.RawIOBase):
 
 def reason(error: BaseException) -> str:
     """Why an image cannot be read: one line, the same in every process and at every path."""
-    text = " ".join(str(error).split())
-    return "not an image of a known format" if text.startswith("cannot identify image file") else text[:200]
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split())) or type(error).__name__
+    return printable("not an image of a known format" if text.startswith("cannot identify image file") else text[:200])
 
 
 class ShardTar:
@@ -120,16 +123,18 @@ def write_shard(samples: Samples, items: Sequence[tuple[int, Item]], name: str, 
     with ShardTar(folder, name, samples.extension) as tar:
         for ordinal, item in items:
             try:
-                content = samples.encode(item)
+                content, note = samples.encode(item)
             except DataError:  # the source cannot be read at all: no property of this sample
                 raise
             except TooSmall:
                 result.too_small += 1
                 continue
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except Exception as error:  # decoders of damaged files raise anything
                 result.unreadable.append((item.name, reason(error)))
                 continue
             tar.add(f"{ordinal:08d}", content, item.label)
+            if note:
+                result.notes[note] = result.notes.get(note, 0) + 1
             if item.label is not None:
                 result.labels[item.label] = result.labels.get(item.label, 0) + 1
         tar.finish(result)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.sources.base import Item, Listing
 from data_pipeline.make_shards.writing import make_shards
+from data_pipeline.manifest.content import npy_header
 from data_pipeline.manifest.format import Manifest, VectorField
-from data_pipeline.reading.decode import npy_header
 from data_pipeline.storage.folder import Folder
 
 
@@ -121,7 +121,7 @@ class _VectorSamples:
         """For the manifest: what decides the bytes."""
         return {"source": "vectors", "encoding": "npy"}
 
-    def encode(self, item: Item) -> bytes:
-        """A row as a `.npy` file."""
+    def encode(self, item: Item) -> tuple[bytes, str]:
+        """A row as a `.npy` file, unchanged."""
         row = self.vectors[int(item.where[0])]
-        return npy_header(len(row)) + bytes(row.astype("<f4", copy=False).tobytes())
+        return npy_header(len(row)) + bytes(row.astype("<f4", copy=False).tobytes()), ""

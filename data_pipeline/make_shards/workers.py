@@ -2,9 +2,15 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, TypeVar
+
+from data_pipeline.errors import DataError
+
+T = TypeVar("T")
 
 
 class _Process(SpawnProcess):
@@ -38,3 +44,26 @@ def worker_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
         for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_any_order(
+    pool: ProcessPoolExecutor, function: Callable[..., T], calls: Iterable[tuple[Any, ...]], ahead: int
+) -> Iterator[tuple[int, T]]:
+    """(place in `calls`, result) as they are finished; at most `ahead` calls are on their way. Raises DataError where a
+    worker process died, and what the function raises."""
+    waiting = iter(enumerate(calls))
+    running: dict[Future[T], int] = {}
+    try:
+        while True:
+            for place, arguments in waiting:
+                running[pool.submit(function, *arguments)] = place
+                if len(running) >= ahead:
+                    break
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(done), done.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "--jobs: a worker process died, as one that needs too much memory does; run the same command again with fewer"
+        ) from None

@@ -5,14 +5,13 @@ after another), cut into shards, and every shard is written on its own, by any n
 on the input and the options alone. Finished shards are kept, so an interrupted run goes on where it was.
 """
 
-import contextlib
 import hashlib
 import json
-import shutil
+import secrets
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipeline.errors import DataError
+from data_pipeline.make_shards.output import PART_PREFIX, begin, complete, record, shard_name, sweep, writing
 from data_pipeline.make_shards.shard_writer import ShardResult, write_shard
-from data_pipeline.make_shards.sources.base import Item, Listing, Samples
-from data_pipeline.make_shards.workers import worker_pool
-from data_pipeline.manifest.format import FILE_NAME, ClassInfo, Content, Manifest, ShardInfo, parse_manifest
+from data_pipeline.make_shards.sources.base import Item, Listing, Samples, printable
+from data_pipeline.make_shards.workers import in_any_order, worker_pool
+from data_pipeline.manifest.format import ClassInfo, Content, Manifest, ShardInfo
 from data_pipeline.reading import order
 from data_pipeline.storage.folder import Folder
 
-_PROGRESS = "unfinished"
 _PURPOSE = 2  # of the order's keys: neither samples (0) nor shards (1) of an epoch
 
 
@@ -47,107 +46,78 @@ class Plan:
     def items(self, shard: int) -> list[tuple[int, Item]]:
         return [(ordinal, self.listing.items[ordinal]) for ordinal in self.shards[shard]]
 
-    @staticmethod
-    def name(shard: int) -> str:
-        return f"shard-{shard:05d}.tar"
 
-
-def _write(samples: Samples, items: list[tuple[int, Item]], name: str, output: Folder) -> ShardResult:
-    """One unit of work: a shard, its index and the record that it is finished, in this order."""
+def _write(samples: Samples, items: list[tuple[int, Item]], name: str, output: Folder, parts: str) -> ShardResult:
+    """One unit of work: a shard, its index and the record that it is finished, in this order. `parts`: what its
+    temporary folder's name begins with."""
     near = output.local
-    with _writing(f"{output}/{name}"):
+    with writing(f"{output}/{name}"):
         if near is not None:
             near.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".part-", dir=near) as temporary:
+        with tempfile.TemporaryDirectory(prefix=parts, dir=near) as temporary:
             result = write_shard(samples, items, name, Path(temporary))
             output.put(Path(temporary, result.index), result.index)
             output.put(Path(temporary, name), name)
-            output.write(f"{_PROGRESS}/{name}.json", result.to_bytes())
+            record(output, result)
     return result
 
 
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    """Turns an error of the disk (full, read-only, no permission) into DataError."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"OUTPUT: {path} cannot be written ({error.strerror or error}); make room or correct the path, "
-            "and run again"
-        ) from None
-
-
-def _finished(output: Folder, plan: Plan) -> dict[int, ShardResult]:
-    """The shards that an interrupted run of the same plan has finished. Raises DataError for another plan's."""
-    if output.exists(FILE_NAME) or (
-        output.exists(f"{_PROGRESS}/plan") and output.read(f"{_PROGRESS}/plan") != plan.digest.encode()
-    ):
-        raise DataError(
-            f"OUTPUT: {output} holds shards of another input or of other options; give an empty folder, or add "
-            "--overwrite"
-        )
-    finished = {}
-    for shard in range(len(plan.shards)):
-        record = f"{_PROGRESS}/{plan.name(shard)}.json"
-        if output.exists(record):
-            result = ShardResult.from_bytes(output.read(record))
-            if output.exists(result.name) and output.size(result.name) == result.size:
-                finished[shard] = result
-    return finished
-
-
-def _clean(output: Folder) -> None:
-    """Remove earlier shards and what a killed run left behind."""
-    for name in output.names():
-        if name == FILE_NAME or (name.startswith("shard-") and name.endswith((".tar", ".idx"))):
-            output.remove(name)
-    output.remove(_PROGRESS)
-
-
-def _sweep(output: Folder) -> None:
-    if output.local is not None:
-        for path in output.local.glob(".part-*"):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _run(plan: Plan, samples: Samples, output: Folder, todo: list[int], jobs: int) -> Iterator[tuple[int, ShardResult]]:
-    """Write the shards in `todo`; results come as they are finished."""
-    if jobs == 1 or len(todo) <= 1:
-        for shard in todo:
-            yield shard, _write(samples, plan.items(shard), plan.name(shard), output)
-        return
-    with worker_pool(min(jobs, len(todo))) as pool:
-        waiting = iter(todo)
-        running: dict[Future[ShardResult], int] = {}
-        while True:
-            for shard in waiting:
-                work = pool.submit(_write, samples, plan.items(shard), plan.name(shard), output)
-                running[work] = shard
-                if len(running) >= 2 * jobs:
-                    break
-            if not running:
-                return
-            for work in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(work), work.result()
+    """Write the shards in `todo`; results come as they are finished. Raises DataError."""
+    parts = f"{PART_PREFIX}{secrets.token_hex(4)}_"
+    work = ((samples, plan.items(shard), shard_name(shard), output, parts) for shard in todo)
+    try:
+        if jobs == 1 or len(todo) <= 1:
+            for shard, arguments in zip(todo, work, strict=True):
+                yield shard, _write(*arguments)
+        else:
+            with worker_pool(min(jobs, len(todo))) as pool:
+                for place, result in in_any_order(pool, _write, work, 2 * jobs):
+                    yield todo[place], result
+    finally:
+        sweep(output, parts)  # of workers that were ended
 
 
-def check_classes(listing: Listing, where: object) -> None:
-    """Refuse what is nearly always a mistake. Raises DataError."""
+def check_listing(listing: Listing, where: object) -> None:
+    """Refuse what is nearly always a mistake, and what the manifest could not hold. Raises DataError."""
     if not listing.items:
         raise DataError(f"INPUT: {where} holds no images; check the path")
     if not listing.classes:
         return
+    for text in (text for names in listing.classes for text in names):
+        if not text.strip() or printable(text) != text:
+            raise DataError(
+                f"INPUT: the class {printable(text)!r} of {where} has a name that is empty, not UTF-8, or breaks a line; "
+                "rename it (convmv mends the names of a whole disk)"
+            )
     counts = np.bincount([item.label or 0 for item in listing.items], minlength=len(listing.classes))
     if np.count_nonzero(counts) < 2:
         raise DataError(
-            f"INPUT: all {len(listing.items)} images of {where} belong to one class; a class-conditional model "
-            "needs two or more "
-            "(for a folder: one sub-folder per class, and INPUT is the folder above them)"
+            f"INPUT: all {len(listing.items)} images of {where} belong to one class; a class-conditional model needs two "
+            "or more, so complete the input (a folder holds one sub-folder per class), or give --unlabelled"
         )
     if empty := [listing.classes[k][0] for k in np.flatnonzero(counts == 0)]:
         raise DataError(
             f"INPUT: {where} holds no image of class {empty[0]} ({len(empty)} classes are empty); complete it"
+        )
+
+
+def check_excluded(exclude: frozenset[str], there: Collection[str]) -> None:
+    """Refuse names to exclude that are not in the input. Raises DataError."""
+    if unknown := exclude - set(there):
+        raise DataError(
+            f"--exclude: {sorted(unknown)[0]} is not in INPUT ({len(unknown)} such names); correct the list"
+        )
+
+
+def check_unreadable(unreadable: Sequence[tuple[str, str]], of: int, share: float) -> None:
+    """Refuse more than this share of unreadable samples. Raises DataError."""
+    if len(unreadable) > share * of:
+        name, why = unreadable[0]
+        raise DataError(
+            f"INPUT: {len(unreadable)} images cannot be read (the first: {name}: {why}), more than "
+            f"--max-unreadable {share:g} allows; "
+            "repair the input, or allow a larger share, and run again"
         )
 
 
@@ -175,12 +145,9 @@ def make_shards(
             "--part: the parts would remove each other's shards; use an empty OUTPUT instead of --overwrite"
         )
     listing = samples.listing()
-    if unknown := exclude - {item.name for item in listing.items}:
-        raise DataError(
-            f"--exclude: {sorted(unknown)[0]} is not in INPUT ({len(unknown)} such names); correct the list"
-        )
+    check_excluded(exclude, {item.name for item in listing.items})
     kept = listing._replace(items=[item for item in listing.items if item.name not in exclude])
-    check_classes(kept, where)
+    check_listing(kept, where)
     plan = Plan(kept, samples.describe(), samples_per_shard, description)
     print(
         f"{len(kept.items)} {samples.content.name}s "
@@ -190,19 +157,12 @@ def make_shards(
     )
     if dry_run:
         return None
-    if output.exists(FILE_NAME):
-        there = parse_manifest(output.read(FILE_NAME), f"{output}/{FILE_NAME}")
-        if there.plan == plan.digest and not overwrite:
-            print(f"{output}: is complete already", file=sys.stderr)
-            return there
-    if overwrite:
-        _clean(output)
-    results = _finished(output, plan)
+    there, results = begin(output, plan.digest, len(plan.shards), overwrite)
+    if there is not None:
+        print(f"{output}: is complete already", file=sys.stderr)
+        return there
     if results:
         print(f"{len(results)} of {len(plan.shards)} shards are finished already", file=sys.stderr)
-    with _writing(f"{output}/{_PROGRESS}"):
-        output.write(f"{_PROGRESS}/plan", plan.digest.encode())
-    allowed = max_unreadable * len(kept.items)
     first, step = (part[0] - 1, part[1]) if part else (0, 1)
     todo = [shard for shard in range(first, len(plan.shards), step) if shard not in results]
     with tqdm(total=len(kept.items), unit="image", smoothing=0.05, disable=None) as progress:
@@ -210,8 +170,8 @@ def make_shards(
         for shard, result in _run(plan, samples, output, todo, jobs):
             results[shard] = result
             progress.update(len(plan.shards[shard]))
-            _check_unreadable(results, allowed, max_unreadable)
-    _check_unreadable(results, allowed, max_unreadable)
+            check_unreadable(_unreadable(results), len(kept.items), max_unreadable)
+    check_unreadable(_unreadable(results), len(kept.items), max_unreadable)
     if part is not None:
         print(
             f"part {part[0]} of {part[1]} is finished; the manifest is still to be written, without --part",
@@ -220,33 +180,22 @@ def make_shards(
         return None
     excluded = len(listing.items) - len(kept.items)
     manifest = _manifest(plan, [results[k] for k in range(len(plan.shards))], samples.content, excluded)
-    with _writing(f"{output}/{FILE_NAME}"):
-        output.write(FILE_NAME, manifest.to_bytes())
-    output.remove(_PROGRESS)
-    _sweep(output)
+    complete(output, manifest)
     return manifest
 
 
-def _check_unreadable(results: dict[int, ShardResult], allowed: float, share: float) -> None:
-    unreadable = [entry for result in results.values() for entry in result.unreadable]
-    if len(unreadable) > allowed:
-        name, why = unreadable[0]
-        raise DataError(
-            f"INPUT: {len(unreadable)} images cannot be read (the first: {name}: {why}), more than "
-            f"--max-unreadable {share:g} allows; "
-            "repair the input, or allow a larger share, and run again"
-        )
+def _unreadable(results: dict[int, ShardResult]) -> list[tuple[str, str]]:
+    return [entry for result in results.values() for entry in result.unreadable]
 
 
 def _manifest(plan: Plan, results: list[ShardResult], content: Content, excluded: int) -> Manifest:
     counts = [sum(result.labels.get(label, 0) for result in results) for label in range(len(plan.listing.classes))]
     if 0 in counts:
         name = plan.listing.classes[counts.index(0)][0]
-        raise DataError(
-            f"INPUT: no image of class {name} could be used; see the minimum side and the unreadable images"
-        )
+        raise DataError(f"INPUT: no image of class {name} could be used; see --minimum-side and the unreadable images")
+    notes = sum((Counter(result.notes) for result in results), Counter[str]())
     if not any(result.samples for result in results):
-        raise DataError("INPUT: no image could be used; see the minimum side and the unreadable images")
+        raise DataError("INPUT: no image could be used; see --minimum-side and the unreadable images")
     return Manifest(
         classes=tuple(ClassInfo(name, key, n) for (name, key), n in zip(plan.listing.classes, counts, strict=True)),
         content=content,
@@ -261,6 +210,7 @@ def _manifest(plan: Plan, results: list[ShardResult], content: Content, excluded
             "too_small": sum(result.too_small for result in results),
             "written": sum(result.samples for result in results),
             "unreadable": [list(entry) for result in results for entry in result.unreadable],
+            **({"notes": dict(notes)} if notes else {}),
         },
         plan=plan.digest,
     ).with_fingerprint()

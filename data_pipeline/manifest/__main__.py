@@ -6,12 +6,14 @@ import signal
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import index
-from data_pipeline.manifest.format import FILE_NAME, Manifest, ShardInfo, load_index, load_manifest
+from data_pipeline.manifest.content import DECODERS, empty
+from data_pipeline.manifest.format import FILE_NAME, Content, Manifest, ShardInfo, load_index, load_manifest
 from data_pipeline.storage.folder import Folder
 
 _BLOCK = 1 << 23
@@ -41,10 +43,10 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield f"  {number:4d}  {entry.id:>10}  {entry.name:<{width}}  {entry.samples:8d}  {bar}"
 
 
-def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int) -> tuple[list[str], np.ndarray]:
+def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, manifest: Manifest) -> tuple[list[str], np.ndarray]:
     """What is wrong with one shard, and its samples per class."""
+    classes = len(manifest.classes)
     counts = np.zeros(classes, dtype=np.int64)
-    path = f"{shards}/{shard.name}"
     try:
         records = load_index(folder, shard)
     except DataError as error:
@@ -56,27 +58,47 @@ def _verify_shard(folder: Folder, shards: Folder, shard: ShardInfo, classes: int
         return [f"{folder}/{shard.index}: holds labels, the manifest has no classes"], counts
     if classes:
         counts += np.bincount(labels, minlength=classes)
-    problems = []
+    path = f"{shards}/{shard.name}"
     try:
         size = shards.size(shard.name)
-        if size != shard.bytes:
-            problems.append(f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again")
-        sha256 = hashlib.sha256()
-        for begin in range(0, size or 0, _BLOCK):
-            sha256.update(shards.read_range(shard.name, begin, min(_BLOCK, (size or 0) - begin)))
-        if sha256.hexdigest() != shard.sha256:
-            wrong = [
-                number
-                for number, record in enumerate(records)
-                if zlib.crc32(shards.read_range(shard.name, int(record["offset"]), int(record["size"])))
-                != record["crc32"]
-            ]
-            which = f"wrong samples: {', '.join(map(str, wrong[:10]))}" if wrong else "no sample is damaged"
-            more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-            problems.append(f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again")
+        if size is not None and size != shard.bytes:
+            return [f"{path}: has {size} bytes, the manifest says {shard.bytes}; copy the shard again"], counts
+        with shards.open_local(shard.name) as file:
+            return list(_verify_bytes(file, path, shard, records, manifest.content)), counts
     except DataError as error:
-        problems.append(str(error))
-    return problems, counts
+        return [str(error)], counts
+
+
+def _verify_bytes(
+    file: IO[bytes], path: str, shard: ShardInfo, records: index.Records, content: Content
+) -> Iterator[str]:
+    """What is wrong with the bytes of a shard, and with its samples."""
+    sha256 = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        sha256.update(block)
+    damaged: list[int] = []
+    strange: list[tuple[int, Exception]] = []
+    out = empty(content)
+    for number, record in enumerate(records):
+        file.seek(int(record["offset"]))
+        data = file.read(int(record["size"]))
+        if zlib.crc32(data) != record["crc32"]:
+            damaged.append(number)
+            continue
+        try:
+            DECODERS[content.name](data, out)
+        except Exception as error:  # decoders of damaged bytes raise anything
+            strange.append((number, error))
+    if sha256.hexdigest() != shard.sha256:
+        which = f"wrong samples: {', '.join(map(str, damaged[:10]))}" if damaged else "no sample is damaged"
+        more = f" and {len(damaged) - 10} more" if len(damaged) > 10 else ""
+        yield f"{path}: its sha256 is not the manifest's ({which}{more}); copy the shard again"
+    if strange:
+        number, why = strange[0]
+        yield (
+            f"{path}: {len(strange)} samples cannot be decoded, the first is sample {number} ({why}); make the shards again: "
+            "make_shards leaves out what cannot be decoded"
+        )
 
 
 def verify(url: str) -> list[str]:
@@ -88,7 +110,7 @@ def verify(url: str) -> list[str]:
     counts = np.zeros(len(manifest.classes), dtype=np.int64)
     complete = True
     for shard in manifest.shards:
-        found, labels = _verify_shard(folder, shards, shard, len(manifest.classes))
+        found, labels = _verify_shard(folder, shards, shard, manifest)
         complete = complete and bool(labels.any())
         problems += found
         counts += labels

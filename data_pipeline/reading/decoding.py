@@ -14,7 +14,7 @@ import numpy.typing as npt
 from zlib_ng.zlib_ng import crc32  # zlib's polynomial, four to five times as fast as zlib's
 
 from data_pipeline.errors import DataError
-from data_pipeline.reading.decode import Decode
+from data_pipeline.manifest.content import Decode
 from data_pipeline.reading.order import Ids
 from data_pipeline.storage.retrying import Counters
 
@@ -82,7 +82,7 @@ class Decoder:
             except Exception as error:  # decoders of damaged bytes raise anything
                 raise DataError(
                     f"{self._shards.name(shard)}: sample {piece.places[number]} at byte {offset} cannot be decoded "
-                    f"({error}); make the shard again"
+                    f"({error}); make the shards again: make_shards leaves out what cannot be decoded"
                 ) from None
         self._counters.add("samples", len(piece.sizes))
         self._counters.add("bytes", sum(piece.sizes))

@@ -22,10 +22,10 @@ from pydantic.dataclasses import dataclass
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest import index
+from data_pipeline.manifest.content import DECODERS
 from data_pipeline.manifest.format import Manifest, load_index, load_manifest
 from data_pipeline.reading.batches import Batch, Slots
 from data_pipeline.reading.cache import Cache
-from data_pipeline.reading.decode import DECODERS
 from data_pipeline.reading.decoding import Decoder, Piece, Shards
 from data_pipeline.reading.order import MAIN_SOURCE, Ids, Order, source_seed
 from data_pipeline.reading.remote_shards import RemoteShards, default_cache_dir
@@ -73,7 +73,8 @@ class DataConfig:
     cache_bytes: Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)] = 200 * 10**9
     """What that folder may hold: a number of bytes, or a text such as 200 GB."""
     fetch_deadline: Annotated[float, Field(gt=0)] = 300.0
-    """Seconds for one remote file, all retries together; keep it below the process group's timeout."""
+    """Seconds for one remote file, all retries together, and while bytes come, without a new one; keep it below the
+    process group's timeout."""
     fetch_request_timeout: Annotated[float, Field(gt=0)] = 60.0
     """Seconds for one request of at most 8 MiB to the remote store."""
     decode_threads: Annotated[int, Field(ge=1, le=256)] = 2

@@ -5,16 +5,24 @@ remote folders go through `data_pipeline.reading.cache`.
 """
 
 import contextlib
+import io
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
 from data_pipeline.errors import FileError
 from data_pipeline.storage.files import move_file, replace_file
 from data_pipeline.storage.retrying import Limits, RetryingFileSystem, open_filesystem, redact
+
+
+def split_url(url: str) -> tuple["Folder", str]:
+    """The folder that the file at a path or an fsspec URL is in, and the file's name in it."""
+    parent, slash, name = url.rstrip("/").rpartition("/")
+    return Folder(parent or slash or "."), name
 
 
 class Folder:
@@ -79,6 +87,26 @@ class Folder:
             with self._errors(name), open(self.path(name), "rb") as file:
                 return os.pread(file.fileno(), size, begin)
         return self.remote.read_range(f"{self}/{name}", self.path(name), begin, size)
+
+    @contextlib.contextmanager
+    def open_local(self, name: str) -> Iterator[IO[bytes]]:
+        """A whole file to read: itself where it is local, else a temporary copy on this machine's disk. Raises
+        DataError."""
+        if self.local is not None:
+            with self._errors(name):
+                file = io.FileIO(self.path(name))
+            with io.BufferedReader(file) as reader:
+                yield reader
+            return
+        with tempfile.TemporaryFile() as copy:
+            where, path = f"{self}/{name}", self.path(name)
+            size = self.remote.size(where, path)
+            if size is None:
+                copy.write(self.remote.read(where, path))
+            else:
+                self.remote.download(where, path, size, lambda data, at: os.pwrite(copy.fileno(), data, at))
+            copy.seek(0)
+            yield copy
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file so that it is there whole or not at all."""

@@ -1,11 +1,23 @@
 """What a source of samples is: a listing made once, and a function that reads one item in any process."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from data_pipeline.manifest.format import Content
+
+
+def printable(name: str) -> str:
+    """A file's name as the report can hold it: what is not UTF-8, and what breaks a line, is escaped."""
+    text = name.encode(errors="backslashreplace").decode()
+    return "".join(mark.encode("unicode_escape").decode() if breaks_lines(mark) else mark for mark in text)
+
+
+def breaks_lines(mark: str) -> bool:
+    """Whether a character is a control character or a line's end, which a list of names cannot hold."""
+    return unicodedata.category(mark) in ("Cc", "Zl", "Zp")
 
 
 class Item(NamedTuple):
@@ -26,7 +38,7 @@ class Listing(NamedTuple):
     """(readable name, id) of each class, in the order of the labels; empty where the samples have no class."""
     items: Sequence[Item]
     ignored: int = 0
-    """Files that are no images by their names."""
+    """Files that are no samples by their names."""
 
 
 class Source(Protocol):
@@ -63,8 +75,9 @@ class Samples(Protocol):
         """For the manifest: what decides the bytes."""
         ...
 
-    def encode(self, item: Item) -> bytes:
-        """A sample's file. Raises TooSmall, DataError where the source cannot be read, and what a decoder raises."""
+    def encode(self, item: Item) -> tuple[bytes, str]:
+        """A sample's file, and what was done to its values, if anything. Raises TooSmall, DataError where the source
+        cannot be read, and what a decoder raises."""
         ...
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.sources.base import Item, Listing
-from data_pipeline.storage.folder import Folder
+from data_pipeline.storage.folder import Folder, split_url
 
 _PIXELS = 3 * 32 * 32
 # file names of each split; bytes before the pixels; which of them is the label; the file of the class names
@@ -105,8 +105,7 @@ class CifarSource:
     def _files(self) -> dict[str, bytes]:
         """Name -> bytes of the files at INPUT."""
         if self.url.endswith((".tar.gz", ".tgz", ".tar")):
-            parent, _, name = self.url.rpartition("/")
-            return self._unpack(Folder(parent or "."), name)
+            return self._unpack(*split_url(self.url))
         folder = Folder(self.url)
         names = folder.names()
         archives = [

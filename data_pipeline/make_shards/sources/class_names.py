@@ -8,29 +8,45 @@ from data_pipeline.errors import DataError
 
 
 def read_class_names(path: Path) -> dict[str, str]:
-    """The name of each id. Raises DataError."""
+    """The name of each id. The id ends at the line's first space, tab or comma. Raises DataError."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--class-names: {path} cannot be read ({error})") from None
-    names = {}
+        raise DataError(f"--class-names: {path} cannot be read ({error}); give a text file in UTF-8") from None
+    names: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
-            key, _, name = line.strip().partition(" ")
-            if not name.strip():
+            key, name = _split(line.strip())
+            if not name:
                 raise DataError(
                     f"--class-names: line {number} of {path} holds no name after the id {key!r}; write `id name`"
                 )
-            names[key] = name.strip()
+            if key in names:
+                raise DataError(f"--class-names: line {number} of {path} names the id {key!r} again; name each id once")
+            names[key] = name
+    if not names:
+        raise DataError(f"--class-names: {path} holds no line; write `id name`, one class a line")
     return names
 
 
-def named(ids: Sequence[str], names: dict[str, str] | None) -> tuple[tuple[str, str], ...]:
-    """(name, id) of each class; without names an id is its own name. Raises DataError where an id has none."""
+def _split(line: str) -> tuple[str, str]:
+    """The id and the name of a line."""
+    end = min((line.index(mark) for mark in " \t," if mark in line), default=len(line))
+    return line[:end], line[end + 1 :].strip()
+
+
+def named(ids: Sequence[str], names: dict[str, str] | None, subset: bool = True) -> tuple[tuple[str, str], ...]:
+    """(name, id) of each class; without names an id is its own name. Raises DataError where an id has no name, and
+    without `subset` where there is a name of a class that is not among the ids."""
     if names is None:
         return tuple((key, key) for key in ids)
     if missing := [key for key in ids if key not in names]:
         raise DataError(
             f"--class-names: has no line for the class {missing[0]} ({len(missing)} are missing); complete the file"
+        )
+    if not subset and (absent := [key for key in names if key not in set(ids)]):
+        raise DataError(
+            f"--class-names: names {len(names)} classes, but INPUT has no {absent[0]} ({len(absent)} are missing); complete "
+            "INPUT, or add --subset, which numbers the classes that there are anew"
         )
     return tuple((names[key], key) for key in ids)

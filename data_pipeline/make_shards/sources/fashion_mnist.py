@@ -67,8 +67,13 @@ def bring(output: Path, *, debian_folder: Path = DEBIAN_FOLDER, address: str = A
     folder = Folder(output)
     for name, sha256 in SHA256.items():
         target = output / f"{name}.gz"
-        if target.is_file() and _unpacked_sha256(target.read_bytes()) == sha256:
-            continue
+        if target.exists():
+            if target.is_file() and _unpacked_sha256(target.read_bytes()) == sha256:
+                continue
+            raise DataError(
+                f"OUTPUT_DIR: {target} is not Fashion-MNIST's file and would be replaced; give another folder, or "
+                "remove it"
+            )
         debian = debian_folder / f"{name}.gz"
         where = str(debian) if debian.is_file() else f"{address}/{name}.gz"
         data = debian.read_bytes() if debian.is_file() else _download(where)

@@ -2,7 +2,6 @@
 inner tars, or the unpacked folders. The standard class numbers 0-999 are the places of the WordNet ids in their
 sorted list."""
 
-import io
 import re
 from typing import IO, cast
 
@@ -11,14 +10,14 @@ from PIL import Image
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards import tar_scan
 from data_pipeline.make_shards.images import open_image
-from data_pipeline.make_shards.sources.base import Item, Listing
+from data_pipeline.make_shards.sources.base import Item, Listing, printable
 from data_pipeline.make_shards.sources.class_names import named
 from data_pipeline.make_shards.sources.folder import FolderSource
-from data_pipeline.storage.folder import Folder
+from data_pipeline.make_shards.sources.ranges import RangedFile
+from data_pipeline.storage.folder import Folder, split_url
 
 ARCHIVE = "ILSVRC2012_img_train.tar"
 _WORDNET = re.compile(r"n\d{8}")
-_BLOCK = 8 << 20
 _CLASSES = 1000
 _KNOWN = {
     0: "n01440764",
@@ -43,72 +42,40 @@ def readable_names(ids: list[str]) -> dict[str, str] | None:
     return dict(zip(ids, names, strict=True))
 
 
-class _Ranges(io.RawIOBase):
-    """A file of a folder, read in large blocks, so that a scan of headers does not make a request for each."""
-
-    def __init__(self, folder: Folder, name: str) -> None:
-        self.folder, self.name, self.position = folder, name, 0
-        self.size = folder.size(name) or 0
-        self._begin, self._data = 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + (0, self.position, self.size)[whence]
-        return self.position
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        size = self.size - self.position if size < 0 else min(size, self.size - self.position)
-        if size <= 0:
-            return b""
-        if not (self._begin <= self.position and self.position + size <= self._begin + len(self._data)):
-            self._begin = self.position
-            length = min(max(size, _BLOCK if self.folder.local is None else size), self.size - self.position)
-            self._data = self.folder.read_range(self.name, self.position, length)
-        start = self.position - self._begin
-        data = self._data[start : start + size]
-        self.position += len(data)
-        return data
-
-
-def _members(file: IO[bytes], where: str, begin: int = 0) -> list[tuple[str, int, int]]:
-    """(name, offset, size) of the files of a tar that begins at `begin`. Raises DataError."""
+def _members(file: IO[bytes], where: str, begin: int = 0, end: int | None = None) -> list[tuple[str, int, int]]:
+    """(name, offset, size) of the files of a tar in the bytes [begin, end) of a file. Raises DataError."""
     return [
         (member.name.rsplit("/", 1)[-1], member.offset_data, member.size)
-        for member in tar_scan.members(file, f"INPUT: {where}", begin)
+        for member in tar_scan.members(file, f"INPUT: {where}", begin, end)
     ]
 
 
 class ImageNetSource:
-    """`folder` and `archive`: where the tar of tars is; an empty archive name: the folder holds the inner tars."""
+    """`folder` and `archive`: where the tar of tars is; an empty archive name: the folder holds the inner tars.
+    `subset`: whether fewer than all classes will do."""
 
-    def __init__(self, folder: Folder, archive: str, names: dict[str, str] | None = None) -> None:
-        self.folder, self.archive, self.names = folder, archive, names
+    def __init__(
+        self, folder: Folder, archive: str, names: dict[str, str] | None = None, *, subset: bool = False
+    ) -> None:
+        self.folder, self.archive, self.names, self.subset = folder, archive, names, subset
 
     def _synsets(self) -> list[tuple[str, str, list[tuple[str, int, int]]]]:
         """(WordNet id, the file it lies in, its images' names, offsets and sizes), sorted by id."""
         found = []
         if self.archive:
-            file = cast(IO[bytes], _Ranges(self.folder, self.archive))
-            for name, offset, _ in _members(file, f"{self.folder}/{self.archive}"):
+            file = cast(IO[bytes], RangedFile(self.folder, self.archive))
+            for name, offset, size in _members(file, f"{self.folder}/{self.archive}"):
                 key = name.removesuffix(".tar")
                 if not name.endswith(".tar") or not _WORDNET.fullmatch(key):
                     raise DataError(
                         f"INPUT: {self.folder}/{self.archive} holds {name}, which is not the tar of a WordNet id; give "
                         f"{ARCHIVE} as it is published"
                     )
-                found.append((key, self.archive, _members(file, f"{self.archive}: {name}", begin=offset)))
+                found.append((key, self.archive, _members(file, f"{self.archive}: {name}", offset, offset + size)))
         else:
             for name in self.folder.names():
                 if _WORDNET.fullmatch(key := name.removesuffix(".tar")) and name.endswith(".tar"):
-                    file = cast(IO[bytes], _Ranges(self.folder, name))
+                    file = cast(IO[bytes], RangedFile(self.folder, name))
                     found.append((key, name, _members(file, f"{self.folder}/{name}")))
         return sorted(found)
 
@@ -117,12 +84,13 @@ class ImageNetSource:
         ids = [key for key, _, _ in synsets]
         if len(set(ids)) != len(ids):
             raise DataError(f"INPUT: {self.folder}/{self.archive} holds a WordNet id twice; fetch it again")
+        check_complete(str(self.folder), ids, self.subset)
         items = [
-            Item(name, label, (file, offset, size))
+            Item(printable(name), label, (file, offset, size))
             for label, (_, file, images) in enumerate(synsets)
             for name, offset, size in images
         ]
-        return Listing(named(ids, self.names or readable_names(ids)), items)
+        return Listing(named(ids, self.names or readable_names(ids), self.subset), items)
 
     def image(self, item: Item) -> Image.Image:
         file, offset, size = item.where
@@ -141,18 +109,42 @@ class _Unpacked(FolderSource):
                 f"INPUT: {wrong[0]} of {self.folder} is not a WordNet id (n and eight digits); for other "
                 "folders use SOURCE folder"
             )
-        return Listing(named(ids, self.names or readable_names(ids)), listing.items, listing.ignored)
+        check_complete(str(self.folder), ids, self.subset)
+        return listing._replace(classes=named(ids, self.names or readable_names(ids), self.subset))
 
 
-def imagenet_source(url: str, names: dict[str, str] | None) -> ImageNetSource | FolderSource:
-    """The source for any of the published and the unpacked forms. Raises DataError."""
+def check_complete(where: str, ids: list[str], subset: bool) -> None:
+    """Refuse fewer than all classes of ILSVRC2012, whose numbers would then be others, unless that is wanted. Raises
+    DataError."""
+    if len(ids) != _CLASSES and not subset:
+        raise DataError(
+            f"INPUT: {where} has {len(ids)} of the {_CLASSES} classes of ILSVRC2012; complete it, or add --subset, which "
+            "numbers the classes that there are anew"
+        )
+
+
+def imagenet_source(
+    url: str, names: dict[str, str] | None, *, subset: bool = False, skip: str = ""
+) -> ImageNetSource | FolderSource:
+    """The source for any of the published and the unpacked forms; `skip`: a folder in it to pass over. Raises
+    DataError."""
     if url.rstrip("/").endswith(".tar"):
-        parent, _, name = url.rstrip("/").rpartition("/")
-        return ImageNetSource(Folder(parent or "."), name, names)
+        folder, name = split_url(url)
+        return ImageNetSource(folder, name, names, subset=subset)
     folder = Folder(url)
     files = folder.names()
     if ARCHIVE in files:
-        return ImageNetSource(folder, ARCHIVE, names)
-    if any(name.endswith(".tar") and _WORDNET.fullmatch(name[:-4]) for name in files):
-        return ImageNetSource(folder, "", names)
-    return _Unpacked(folder, names)
+        return ImageNetSource(folder, ARCHIVE, names, subset=subset)
+    tars = [name for name in files if name.endswith(".tar") and _WORDNET.fullmatch(name[:-4])]
+    halves = [name for name in files if _WORDNET.match(name) and name not in tars]
+    unpacked = _Unpacked(folder, names, subset=subset, skip=skip)
+    if not tars:
+        return unpacked
+    if not halves and folder.local is not None:
+        halves = sorted(path.name for path in folder.local.iterdir() if path.is_dir() and _WORDNET.fullmatch(path.name))
+    if halves:
+        raise DataError(
+            f"INPUT: {folder} holds {len(tars)} tars of WordNet ids and also {halves[0]} ({len(halves)} such); it is half "
+            "unpacked or half fetched, so unpack all of it, or none of it"
+        )
+    return ImageNetSource(folder, "", names, subset=subset)

@@ -4,9 +4,11 @@ import gzip
 import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
@@ -37,7 +39,9 @@ def test_same_bytes_for_any_jobs_and_again(
     assert len(digests(tmp_path / "jobs1")) == 15
     for path in (tmp_path / "jobs1").glob("*.tar"):  # the index that was made while writing is what is found in the tar
         with path.open("rb") as file:
-            scanned = tar_scan.build_index(file, path.name)
+            scan = tar_scan.Scan(file, path.name)
+            rows = [(s.offset, s.size, s.label, zlib.crc32(scan.read(s.offset, s.size, s.image))) for s in scan]
+        scanned = np.array(rows, dtype=index.RECORD)
         assert index.to_bytes(scanned) == path.with_suffix(".idx").read_bytes()
     capsys.readouterr()
     assert run("idx", idx_folder, tmp_path / "jobs1", *common) == 0
@@ -74,7 +78,7 @@ def test_an_interrupted_run_goes_on(idx_folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(writing, "write_shard", interrupted)
     assert run(*common, tmp_path / "cut", *options) == 130
     assert not (tmp_path / "cut" / "manifest.json").exists()
-    (tmp_path / "cut" / ".part-of-a-killed-run").mkdir()
+    (tmp_path / "cut" / ".menagerie-part-0a1b2c3d_killed").mkdir()
     (tmp_path / "cut" / "shard-00001.tar").write_bytes(b"damaged since")
     assert run(*common, tmp_path / "cut", "--size", 16) == 1  # other options must not mix in
     assert run(*common, tmp_path / "cut", *options) == 0

@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import re
-import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,8 @@ from data_pipeline.make_shards import __main__ as make_shards
 from data_pipeline.make_shards.images import ImageOptions, open_image, prepare
 from data_pipeline.make_shards.sources.cifar import load_plain
 from data_pipeline.make_shards.sources.imagenet import readable_names
+from data_pipeline.manifest.content import decode_image
 from data_pipeline.manifest.format import load_manifest
-from data_pipeline.reading.decode import decode_image
 from data_pipeline.reading.stream import DataConfig, open_stream
 
 
@@ -68,7 +67,8 @@ class TestFolder:
         names = tmp_path / "names.txt"
         names.write_text("a apple, fruit\nb bear\nC Cello\nd unused\n")
         out = tmp_path / "out"
-        assert run("folder", source, out, "--size", 16, "--encoding", "png", "--class-names", names) == 0
+        assert run("folder", source, out, "--class-names", names) == 1  # INPUT has fewer classes
+        assert run("folder", source, out, "--size", 16, "--encoding", "png", "--class-names", names, "--subset") == 0
         manifest = load_manifest(str(out))
         assert [(entry.name, entry.id, entry.samples) for entry in manifest.classes] == [
             ("Cello", "C", 4),
@@ -86,10 +86,19 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("make", "message"),
         [
-            (lambda f: write_folder(f / "train"), "lie a level too deep .*in/train"),
+            (
+                lambda f: write_folder(f / "train"),
+                "deeper than the sub-folder of a class .*; give .*in/train as INPUT, which has 2 classes",
+            ),
             (lambda f: write_folder(f, ("only",)), "belong to one class"),
-            (lambda f: (write_folder(f), (f / "x.png").write_bytes(encoded(picture(1), "PNG"))), "lie in .* itself"),
-            (lambda f: write_folder(f) and write_folder(f / "cat" / "deeper"), "lie deeper than the sub-folder"),
+            (
+                lambda f: (write_folder(f), (f / "x.png").write_bytes(encoded(picture(1), "PNG"))),
+                "1 images are in .* itself",
+            ),
+            (
+                lambda f: write_folder(f) and write_folder(f / "cat" / "deeper"),
+                "deeper than the sub-folder of a class .*move them",
+            ),
             (
                 lambda f: (write_folder(f), (f / "empty").mkdir(), (f / "empty" / "x.txt").touch()),
                 "empty of .* no images",
@@ -204,7 +213,8 @@ class TestImageNet:
                 (tmp_path / "unpacked" / key / name).write_bytes(data)
         contents = []
         for number, form in enumerate(("tar/ILSVRC2012_img_train.tar", "tar", "inner", "unpacked")):
-            assert run("imagenet", tmp_path / form, tmp_path / f"out{number}", "--size", 16) == 0
+            assert run("imagenet", tmp_path / form, tmp_path / f"out{number}", "--size", 16) == 1  # 3 of 1000 classes
+            assert run("imagenet", tmp_path / form, tmp_path / f"out{number}", "--size", 16, "--subset") == 0
             manifest = load_manifest(str(tmp_path / f"out{number}"))
             assert [entry.id for entry in manifest.classes] == sorted(self.IDS)
             contents.append((everything(tmp_path / f"out{number}"), manifest.report["written"]))
@@ -383,15 +393,3 @@ def test_fits() -> None:
     assert pad.sum() == np.asarray(image).sum()
     assert prepare(image, ImageOptions(size=3, fit="stretch")).shape == (3, 3, 3)
     assert prepare(image, ImageOptions(size=3, fit="pad", channels=1)).shape == (3, 3, 1)
-
-
-def test_png_geometry_is_read_from_the_header() -> None:
-    from data_pipeline.make_shards.foreign_shards import image_geometry
-
-    assert image_geometry(encoded(picture(1, 7, 5), "PNG")) == (7, 5, 3)
-    assert image_geometry(encoded(picture(1, 7, 5, "L"), "PNG")) == (7, 5, 1)
-    assert image_geometry(encoded(picture(1, 7, 5, "L"))) == (7, 5, 1)
-    with pytest.raises(ValueError, match="neither 8-bit grey nor 8-bit RGB"):
-        image_geometry(encoded(picture(1, mode="P"), "PNG"))
-    with pytest.raises(ValueError, match="neither a JPEG nor a PNG"):
-        image_geometry(struct.pack(">I", 3))

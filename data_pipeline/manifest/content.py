@@ -1,7 +1,9 @@
-"""Decode one sample straight into its place in a batch; the image decoders release the interpreter's lock."""
+"""What the bytes of a sample mean: a JPEG, a PNG, or a `.npy` file of a vector. They are decoded straight into their
+place in a batch; the image decoders release the interpreter's lock."""
 
 import functools
 import io
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
+
+from data_pipeline.manifest.format import Content, ImageField
 
 Pixels = npt.NDArray[np.uint8]
 Decode = Callable[[bytes | memoryview, npt.NDArray[Any]], None]
@@ -53,8 +57,31 @@ def decode_vector(data: bytes | memoryview, out: npt.NDArray[np.float32]) -> Non
     out[...] = array
 
 
+def image_shape(data: bytes | memoryview) -> tuple[int, int, int]:
+    """(height, width, channels) of a JPEG or PNG that `decode_image` can decode, from its header. Raises ValueError
+    with the reason."""
+    if data[:8] == _PNG and len(data) >= 26:
+        width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+        if depth != 8 or colour not in (0, 2):
+            raise ValueError("it is a PNG that is neither 8-bit grey nor 8-bit RGB")
+        return height, width, 3 if colour == 2 else 1
+    if data[:2] == _JPEG:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        if colours.upper() not in ("GRAY", "YCBCR", "RGB"):
+            raise ValueError(f"it is a JPEG in {colours}")
+        return height, width, 1 if colours.upper() == "GRAY" else 3
+    raise ValueError("it is neither a JPEG nor a PNG")
+
+
 DECODERS: dict[str, Decode] = {"image": decode_image, "vector": decode_vector}
 """By the name of a sample's content."""
+
+
+def empty(content: Content) -> npt.NDArray[Any]:
+    """Memory for one sample: uint8 [H, W, C] or float32 [D]."""
+    if isinstance(content, ImageField):
+        return np.empty((content.height, content.width, content.channels), np.uint8)
+    return np.empty(content.length, np.float32)
 
 
 @functools.lru_cache
