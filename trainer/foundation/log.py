@@ -7,7 +7,6 @@ An information is its bare text; before a warning stands `warning: `.
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from typing import TextIO
 
 from data_pipeline.errors import DataError
 from trainer.foundation.errors import TrainerError
+from trainer.foundation.output import say
 from trainer.foundation.stores import Store
 
 FILE = "log.txt"
@@ -25,13 +25,13 @@ Say = Callable[[str], None]
 
 
 def to_stderr(line: str) -> None:
-    """A line beside a verb's own output."""
-    print(line, file=sys.stderr, flush=True)
+    """A line beside a verb's own output; nobody need read it."""
+    say(line, "stderr")
 
 
 def to_stdout(line: str) -> None:
-    """A line of a training."""
-    print(line, flush=True)
+    """A line of a training, or of a verb that has more to do than to print; nobody need read it."""
+    say(line, "stdout")
 
 
 class Log(logging.Handler):

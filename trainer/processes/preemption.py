@@ -3,6 +3,7 @@
 | asked by | what happens | marker says requeue |
 |---|---|---|
 | SIGTERM, SIGUSR1 (a scheduler) | stop at the next agreed iteration, commit, exit 0 | yes |
+| SIGHUP (a terminal or connection that is gone) | the same; under `nohup` it is ignored, as asked | yes |
 | SIGINT (Ctrl-C) once | the same | no |
 | SIGINT twice | the process dies at once, nothing is saved | no marker |
 | file `STOP` in the run's folder | as SIGTERM; the file is removed when the stop is done | no |
@@ -49,7 +50,9 @@ class StopRequest:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             self._previous[number] = signal.signal(number, self._handle)
         if self._store is not None and not self._store.local:
             self._thread = threading.Thread(target=self._watch, name="stop-file", daemon=True)

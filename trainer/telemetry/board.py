@@ -14,7 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_pipeline.storage.files import replace_file, written_aside
-from trainer.foundation.log import run_log
+from trainer.foundation.log import run_log, to_stdout
+from trainer.foundation.output import attempt
 from trainer.foundation.pictures import draw_grid
 
 logger = logging.getLogger("menagerie")
@@ -40,7 +41,7 @@ class Telemetry:
         self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._logging = ExitStack()
         self._log = self._logging.enter_context(run_log(str(folder)))
-        self._log.open_in(folder, self.bar.write if self.bar else None)  # a bar's own write does not tear it
+        self._log.open_in(folder, self._beside_bar if self.bar else None)
 
     def text(self, name: str, text: str, iteration: int) -> None:
         """A text for TensorBoard's text page."""
@@ -72,7 +73,14 @@ class Telemetry:
     def advance(self) -> None:
         """One iteration is done."""
         if self.bar is not None:
-            self.bar.update()
+            attempt(self.bar.update, "stderr")
+
+    def _beside_bar(self, line: str) -> None:
+        """A line that does not tear the bar."""
+        if self.bar is not None:
+            attempt(self.bar.clear, "stderr")
+            to_stdout(line)
+            attempt(self.bar.refresh, "stderr")
 
     def grid(self, iteration: int, images: Tensor, names: Sequence[str]) -> None:
         """A grid of uint8 images [rows, columns, c, h, w], a row per class, to samples/ and TensorBoard."""
@@ -92,7 +100,7 @@ class Telemetry:
         """Flush and close everything."""
         self.board.close()
         if self.bar is not None:
-            self.bar.close()
+            attempt(self.bar.close, "stderr")
         self._log.close_file()
         self._logging.close()
 
