@@ -55,20 +55,23 @@ class Keeper:
         self.before_write = before_write or (lambda: None)
         self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
         self.saver: Saver | None = None
+        self._own: Restored | None = None
+        """The run's newest commit, as `resume` found it."""
         self.failure: TrainerError | None = None
         self.fingerprints: dict[str, str] = {}
         """Of every source's shards that the commit was made with, by the source's name; none where the run starts."""
         self.classes: tuple[ClassInfo, ...] = ()
 
     def resume(self, state: State) -> int:
-        """Become the run's writer and put the newest commit into every process; returns the iteration, 0 if none.
+        """Put the newest commit into every process; returns the iteration, 0 if none.
 
-        Raises `CheckpointError` or `SettingError`; nothing has been touched then.
+        Only looks: a run that is at work in the same folder notices nothing. Raises `CheckpointError` or `SettingError`
+        on every process.
         """
         restored, error = None, None
         if self.store is not None:
             try:
-                restored = self._take_up(self.store)
+                restored = self._look(self.store)
             except TrainerError as found:
                 error = found
         share_failure(self.launch, error)
@@ -80,21 +83,45 @@ class Keeper:
         state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
         return iteration
 
-    def _take_up(self, store: CheckpointStore) -> Restored | None:
-        """In the main process: judge the newest commit, become the writer, read it, start the saver."""
+    def take_over(self) -> bool:
+        """Become the run's writer: every older one is fenced off. Every process calls it, once nothing can be refused.
+
+        False where a commit came between `resume` and now: then `resume` comes again, and this after it.
+        """
+        newest, error = True, None
+        if self.store is not None:
+            try:
+                if self.store.lease is None:
+                    self.store.acquire()
+                newest = self.store.is_newest(self._own)
+                if newest:
+                    self._start_saver(self.store)
+            except TrainerError as found:
+                error = found
+        share_failure(self.launch, error)
+        return share_object(self.launch, newest)
+
+    def _look(self, store: CheckpointStore) -> Restored | None:
+        """In the main process: judge the newest commit, read it, judge it; or read what `run.initialize_from` names."""
         for commit in store.commits()[:1]:
-            self._judge(commit)  # before a start that is refused could fence off one that is at work
-        store.acquire()
-        restored = store.restore(set_aside=True)
+            self._judge(commit)  # before all its bytes are read
+        self._own = restored = store.restore()
         if restored is not None:
             for change in self._judge(restored.commit):
                 logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
             self.fingerprints = dict(restored.commit.info.get("source_fingerprints", {}))
             if restored.commit.info.get("data_fingerprint"):
                 self.fingerprints["data"] = restored.commit.info["data_fingerprint"]
-        durable = restored.commit.iteration if restored else None
-        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
         return restored or self._initial()
+
+    def _start_saver(self, store: CheckpointStore) -> None:
+        durable = None
+        if self._own is not None:
+            for folder, reason in self._own.passed_over.items():
+                store.set_aside(folder, reason)
+            durable = self._own.commit.iteration
+            self._own = self._own._replace(tensors={})  # the players have them
+        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
 
     def _initial(self) -> Restored | None:
         """What `run.initialize_from` names: another run's commit, with or without Adam's moments."""
@@ -114,6 +141,7 @@ class Keeper:
             raise CheckpointError(
                 f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
             )
+        self._check_iterations(restored.commit.iteration, run.initialize_from)
         guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
         for tensor in [tensor for tensor in restored.tensors if tensor.startswith(guidance.PREFIX)]:
             del restored.tensors[tensor]  # the stage is this run's own
@@ -130,6 +158,14 @@ class Keeper:
         )
         return restored
 
+    def _check_iterations(self, done: int, where: str) -> None:
+        wanted = self.config.run.iterations
+        if wanted < done:
+            raise SettingError(
+                f"run.iterations: is {wanted}, but {where} holds a checkpoint of iteration {done}; give {done} or more to go "
+                "on from there, or choose another run.dir to start anew"
+            )
+
     def _judge(self, commit: Commit) -> list[Change]:
         """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
         if self.config.run.resume == "never":
@@ -137,6 +173,7 @@ class Keeper:
                 f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
                 f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
             )
+        self._check_iterations(commit.iteration, self.config.run.dir)
         before, after = commit.info.get("settings", {}), as_tree(self.config)
         with suppress(SettingError):  # settings that did not exist then have their defaults
             before = as_tree(config_from_tree(before))
@@ -144,9 +181,14 @@ class Keeper:
 
     def check_data(self, manifests: Mapping[str, Manifest]) -> None:
         """Refuse shards other than those of the commit; from here on every commit tells fingerprints and classes."""
-        for name, manifest in manifests.items():
-            shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
-            check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+        error = None
+        try:
+            for name, manifest in manifests.items():
+                shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
+                check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+        except SettingError as found:  # the main process alone knows the commit
+            error = found
+        share_failure(self.launch, error)
         self.fingerprints = {name: manifest.fingerprint for name, manifest in manifests.items()}
         self.classes = manifests["data"].classes if "data" in manifests else ()
 

@@ -78,17 +78,10 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
         state = State(config, method, launch)
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
-        start = keeper.resume(state)
-        stage.resume(state)
+        start, sources = _begin(config, method, launch, state, stage, keeper, stack)
+        # From here on the run is ours: nothing has been written before.
         tune(config, state, method, launch)
         state.rollbacks = attempt.rollbacks = max(state.rollbacks, attempt.rollbacks)
-
-        # Data: a sample is found by its position, so the streams simply start where the run resumes.
-        sources = {
-            name: stack.enter_context(open_source(config, method, name, launch, start)) for name in sources_of(method)
-        }
-        keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
-        check_state(launch, keeper.fingerprints, state.players)
 
         # Telemetry: the main process writes it.
         telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
@@ -156,6 +149,34 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             if telemetry:
                 telemetry.advance()
     return last
+
+
+def _begin(
+    config: Config,
+    method: Method,
+    launch: Launch,
+    state: State,
+    stage: ClassifierStage,
+    keeper: Keeper,
+    stack: ExitStack,
+) -> tuple[int, dict[str, Source]]:
+    """State and data as they are where the run goes on. What can be refused is refused before the run is taken over.
+
+    A sample is found by its position, so the streams simply start where the run resumes; `stack` closes them.
+    """
+    while True:
+        start = keeper.resume(state)
+        stage.resume(state)
+        with ExitStack() as opened:
+            sources = {
+                name: opened.enter_context(open_source(config, method, name, launch, start))
+                for name in sources_of(method)
+            }
+            keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
+            check_state(launch, keeper.fingerprints, state.players)
+            if keeper.take_over():
+                stack.enter_context(opened.pop_all())
+                return start, sources
 
 
 def _shards(config: Config, name: str) -> Shards:
