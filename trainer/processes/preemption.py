@@ -12,6 +12,7 @@ The marker is `preempted.json` in the run's folder: exit codes do not survive th
 """
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -22,7 +23,10 @@ from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from trainer.foundation.errors import TrainerError
 from trainer.foundation.stores import Store
+
+logger = logging.getLogger("menagerie")
 
 STOP_FILE = "STOP"
 MARKER = "preempted.json"
@@ -73,8 +77,9 @@ class StopRequest:
             now = time.monotonic()
             if now >= self._next_poll:
                 self._next_poll = now + _LOCAL_POLL_SECONDS
-                if self._store.exists(STOP_FILE):
-                    self._ask(f"file {STOP_FILE}")
+                with suppress(OSError):  # a disk that cannot be asked now is asked again
+                    if self._store.exists(STOP_FILE):
+                        self._ask(f"file {STOP_FILE}")
         return bool(self._reason)
 
     @property
@@ -111,7 +116,7 @@ def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[
     """Say that the run stopped cleanly and can be resumed; after the final commit, by rank 0. Removes the stop file.
 
     `reason` is StopRequest.reason, or says that another process of the launch was asked: only a scheduler's signal
-    reaches one without reaching rank 0.
+    reaches one without reaching rank 0. Raises `TrainerError` where it cannot be said.
     """
     store = Store(run_url)
     marker = {
@@ -123,13 +128,23 @@ def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         **(details or {}),
     }
-    store.put(MARKER, (json.dumps(marker, indent=2) + "\n").encode())
-    store.delete([STOP_FILE])
+    try:
+        store.put(MARKER, (json.dumps(marker, indent=2) + "\n").encode())
+        store.delete([STOP_FILE])
+    except Exception as error:
+        raise TrainerError(
+            f"run.dir: the run stopped at iteration {iteration} and is saved, but {store.describe(MARKER)} cannot be written "
+            f"({error}); the same command goes on from there, yet nothing starts it by itself"
+        ) from None
 
 
 def clear_marker(run_url: str) -> None:
     """Remove the marker when the run has been taken up again."""
-    Store(run_url).delete([MARKER])
+    store = Store(run_url)
+    try:
+        store.delete([MARKER])
+    except Exception as error:
+        logger.warning("%s is left from the last stop, and cannot be removed (%s)", store.describe(MARKER), error)
 
 
 def grace_seconds(configured: float | None = None) -> float | None:

@@ -220,7 +220,10 @@ class Keeper:
     def end(self, reason: str, iteration: int) -> None:
         """Note that this start ended in good order."""
         if self.store is not None:
-            self.store.release(reason, iteration)
+            try:
+                self.store.release(reason, iteration)
+            except Exception as error:  # all that was learned is saved
+                logger.warning("%s: the end of this start could not be noted (%s)", self.config.run.dir, error)
 
     def status(self) -> dict[str, float]:
         """Figures for TensorBoard."""

@@ -88,8 +88,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
         report = Reporter(config, launch, method, sources, telemetry, judge)
         report.watch(state.players)
         if telemetry and folder:
-            (folder.path / "config.yaml").write_text(as_yaml(config))
-            telemetry.text("settings", as_yaml(config), start)
+            telemetry.settings(as_yaml(config), start)
             telemetry.say(report.opening(start))
             telemetry.say(describe_host(config.speed, launch))
             clear_marker(run.dir)
