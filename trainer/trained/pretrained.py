@@ -16,6 +16,7 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
+from trainer.checkpoint.names import committed
 from trainer.foundation import keys
 from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
@@ -102,14 +103,21 @@ class Generator:
         return self.make(latents, chosen.repeat_interleave(count, 0))
 
 
+def is_export(source: str) -> bool:
+    """Whether the folder or URL holds an export alone, and no run's checkpoints."""
+    return Store(source).exists(WEIGHTS_FILE) and not committed(source)
+
+
 def open_generator(
     source: str, iteration: int | None = None, average: bool | None = None, device: torch.device | str = "cpu"
 ) -> Generator:
     """The generator of a run's folder (the newest or the given checkpoint) or of an exported folder, paths or URLs.
 
+    A run that has checkpoints is a run, also where an export was written into its folder.
+
     average: the moving average or the plain weights of a run; None takes the average where there is one.
     """
-    if Store(source).exists(WEIGHTS_FILE):
+    if is_export(source):
         if iteration is not None or average is not None:
             raise SettingError(f"RUN_OR_EXPORT: {source} is an export; a checkpoint can be chosen in a run alone")
         return Generator.from_pretrained(source, device)
