@@ -13,6 +13,7 @@ from PIL import Image
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.retention import SCORES, record_scores
 from trainer.metrics.health import Warned
+from trainer.metrics.measures import other_names
 from trainer.metrics.records import Measurement, append_records
 from trainer.telemetry.events import Events
 from trainer.telemetry.mirror import RunFolder
@@ -81,5 +82,6 @@ def _note_scores(run: str, iteration: int, measurements: Iterable[Measurement]) 
             with suppress(FileNotFoundError, ValueError):
                 earlier = {**earlier, **json.loads(store.store.get(f"{commit.folder}/{SCORES}"))}
             new = {m.measure: m.value for m in measurements if m.value == m.value}
+            new |= {other: new[name] for name, other in other_names().items() if name in new}
             record_scores(store, iteration, {**earlier, **new})
             return

@@ -98,9 +98,18 @@ class Generator:
 
         Images are [len(classes) * count, C, H, W] in [-1, 1]. Raises `SettingError` with the closest name.
         """
-        chosen = torch.stack([self.sampler.conditions.parse(str(name)) for name in classes])
+        chosen = torch.stack([self._condition(name) for name in classes])
         latents = torch.cat([self.latents(condition, count, seed, truncation) for condition in chosen])
         return self.make(latents, chosen.repeat_interleave(count, 0))
+
+    def _condition(self, name: str | int) -> Tensor:
+        """A whole number is a class's number, though there be a class of that name."""
+        conditions = self.sampler.conditions
+        if isinstance(name, int) and isinstance(conditions, ClassConditions):
+            if not 0 <= name < conditions.count:
+                raise SettingError(f"classes: there is no class {name}; give a number from 0 to {conditions.count - 1}")
+            return torch.tensor(name)
+        return conditions.parse(str(name))
 
 
 def is_export(source: str) -> bool:

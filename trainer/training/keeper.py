@@ -1,8 +1,9 @@
 """The run's checkpoints: taken up at the start, saved off the critical path."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +14,11 @@ from trainer.checkpoint.format import Commit
 from trainer.checkpoint.names import parse_commit_name
 from trainer.checkpoint.resume import Change, check_data, check_settings
 from trainer.checkpoint.saver import Saver
+from trainer.classifiers.identity import as_classes, places_of
 from trainer.config import Config, as_tree, config_from_tree, section_of
 from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
 from trainer.methods.terms import guidance
+from trainer.metrics.measures import measurement_named
 from trainer.players.optimizers import KINDS
 from trainer.processes.launch import Launch, share_failure, share_from_main, share_object
 from trainer.training.state import State
@@ -53,7 +56,10 @@ class Keeper:
         """`before_write` is called, in the saver's thread, ahead of every checkpoint."""
         self.config, self.launch = config, launch
         self.before_write = before_write or (lambda: None)
-        self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
+        checkpoint = config.checkpoint
+        if checkpoint.keep_best is not None:
+            checkpoint = replace(checkpoint, keep_best=measurement_named(checkpoint.keep_best, "checkpoint.keep_best"))
+        self.store = CheckpointStore(config.run.dir, checkpoint) if launch.is_main else None
         self.saver: Saver | None = None
         self._own: Restored | None = None
         """The run's newest commit, as `resume` found it."""
@@ -61,6 +67,8 @@ class Keeper:
         self.fingerprints: dict[str, str] = {}
         """Of every source's shards that the commit was made with, by the source's name; none where the run starts."""
         self.classes: tuple[ClassInfo, ...] = ()
+        self._initial_classes: tuple[ClassInfo, ...] = ()
+        """Of the run that `run.initialize_from` names, where they are noted."""
 
     def resume(self, state: State) -> int:
         """Put the newest commit into every process; returns the iteration, 0 if none.
@@ -143,6 +151,8 @@ class Keeper:
             )
         self._check_iterations(restored.commit.iteration, run.initialize_from)
         guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
+        info = restored.commit.info
+        self._initial_classes = as_classes(info.get("class_names") or (), info.get("class_ids") or ())
         for tensor in [tensor for tensor in restored.tensors if tensor.startswith(guidance.PREFIX)]:
             del restored.tensors[tensor]  # the stage is this run's own
         if not run.initialize_optimizer:
@@ -186,6 +196,8 @@ class Keeper:
             for name, manifest in manifests.items():
                 shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
                 check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+            if "data" in manifests and "data.classes" not in self.config.run.allow_changed:
+                _check_same_classes(self._initial_classes, manifests["data"].classes, self.config)
         except SettingError as found:  # the main process alone knows the commit
             error = found
         share_failure(self.launch, error)
@@ -251,3 +263,17 @@ class Keeper:
             "class_ids": [entry.id for entry in self.classes],
             "settings": as_tree(self.config),
         }
+
+
+def _check_same_classes(before: Sequence[ClassInfo], now: Sequence[ClassInfo], config: Config) -> None:
+    """The embedding of class n is that of the class that the other run called n."""
+    if before and places_of(now, before) != list(range(len(now))):
+        other = next(
+            (f"{old.name!r}, here {new.name!r}" for old, new in zip(before, now, strict=False) if old.name != new.name),
+            f"{len(before)} classes, here {len(now)}",
+        )
+        raise SettingError(
+            f"run.initialize_from: the classes of {config.run.initialize_from} are others, or stand in another order "
+            f"(there {other}); give the same ones, or name data.classes in run.allow_changed if each class is to begin as "
+            "the other run's of its number"
+        )

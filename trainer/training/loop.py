@@ -71,7 +71,8 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     method.check({name: _shards(config, name) for name in sources_of(method)})
     judge = None
     if config.evaluation.classifier:
-        judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
+        classes = _shards(config, "data").manifest.classes
+        judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device, classes)
     with ExitStack() as stack:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
@@ -181,7 +182,15 @@ def _begin(
 def _shards(config: Config, name: str) -> Shards:
     """What the source of this name reads. Raises `SettingError` or DataError for a setting that it cannot keep."""
     settings, section = config.source(name), section_of(name)
-    manifest = select_classes(load_manifest(settings.shards, section), settings.classes)
+    whole = load_manifest(settings.shards, section)
+    for entry in settings.classes or ():
+        for number, info in enumerate(whole.classes):
+            if isinstance(entry, int) and str(entry) in (info.name, info.id) and number != entry:
+                raise SettingError(
+                    f"{section}.classes: {entry} is the number of a class and the name of another one; put it in quotes for "
+                    "the name, or give names alone"
+                )
+    manifest = select_classes(whole, settings.classes)
     if settings.horizontal_flip and "image" not in manifest.fields:
         raise SettingError(f"{section}.horizontal_flip: is true, but the shards hold no images; set it to false")
     return Shards(settings.shards, manifest)
