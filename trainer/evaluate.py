@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.stream import DataConfig
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.format import Commit, code_version
+from trainer.classifiers.identity import as_classes, check_classes
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
@@ -184,8 +186,8 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     measures = chosen(names)
     samples = options.samples or max(measure.usual_samples for measure in measures)
     plan = Plan(names, samples, options.splits, options.seed, options.pairs, options.class_samples, options.queries)
-    data = DataConfig(shards=options.real, classes=config.data.classes) if options.real else config.data
     needs = union([measure.needs for measure in measures])
+    data = _real_data(options.real, trained, needs.classes) if options.real else config.data
     _check_data(data, trained, measures, "--real" if options.real else "data.shards")
     channels = config.model.image_channels
     judge_network = (
@@ -211,6 +213,19 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     fingerprint = manifest_of(data).fingerprint
     about = [str(plan), *networks, fingerprint, str(trained.averaged), options.statistics, str(bool(options.real))]
     return _Context(evaluation, small_print | {"settings_digest": combined_digest(*about)[:16]})
+
+
+def _real_data(shards: str, trained: Trained, by_class: bool) -> DataConfig:
+    """Other real images, of the generator's classes: these are matched by what they are called."""
+    ours = as_classes(trained.info.get("class_names") or (), trained.info.get("class_ids") or ())
+    chosen = trained.config.data.classes
+    if not ours or (not by_class and chosen is None):
+        return DataConfig(shards=shards, classes=chosen)
+    theirs, cure = load_manifest(shards).classes, "give shards of the classes that the generator draws"
+    places = check_classes(ours, theirs, "--real", shards, cure)
+    if places != sorted(places):
+        raise SettingError(f"--real: the classes of {shards} stand in another order than the generator's; {cure}")
+    return DataConfig(shards=shards, classes=None if len(places) == len(theirs) else tuple(places))
 
 
 def _names(options: argparse.Namespace) -> tuple[str, ...]:

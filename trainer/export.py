@@ -8,9 +8,8 @@ import sys
 
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
-from trainer.foundation.stores import Store
 from trainer.trained.exports import CONFIG_FILE, WEIGHTS_FILE
-from trainer.trained.pretrained import Generator, open_generator
+from trainer.trained.pretrained import Generator, is_export, open_generator
 
 __all__ = ["Generator", "main"]
 
@@ -23,7 +22,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--iteration", type=int, help="which checkpoint (default: the newest)")
     parser.add_argument("--weights", choices=["average", "plain"], help="default: the average where there is one")
     options = parser.parse_args(arguments)
-    if Store(options.run).exists(WEIGHTS_FILE):
+    if is_export(options.run):
         raise SettingError(f"RUN: {options.run} is an export already; give the folder of a run")
     average = None if options.weights is None else options.weights == "average"
     generator = open_generator(options.run, options.iteration, average)

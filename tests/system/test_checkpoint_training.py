@@ -96,6 +96,7 @@ class Stop(NamedTuple):
 
 QUICK = [
     Stop("single", "SIGTERM", "main", 0, True),
+    Stop("single", "SIGHUP", "main", 0, True),
     Stop("single", "STOP", "folder", 0, False),
     Stop("ddp", "SIGTERM", "launcher", 1, True),
 ]
@@ -106,6 +107,8 @@ MORE = [
     Stop("ddp", "SIGTERM", "other", 0, True),
     Stop("ddp", "SIGUSR1", "main", 0, True),
     Stop("ddp", "SIGUSR1", "other", 0, True),
+    Stop("ddp", "SIGHUP", "launcher", 1, True),
+    Stop("ddp", "SIGHUP", "other", 0, True),
     Stop("ddp", "SIGINT", "all", 1, False),
     Stop("ddp", "STOP", "folder", 0, False),
     Stop("single", "STOP", "s3 folder", 0, False),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import safetensors.torch
@@ -87,6 +88,8 @@ class Restored(NamedTuple):
     commit: Commit
     tensors: dict[str, torch.Tensor]
     """The full logical state on the CPU, by name."""
+    passed_over: Mapping[str, str] = MappingProxyType({})
+    """Folders of newer commits that cannot be trusted, and why."""
 
 
 class CheckpointStore:
@@ -221,9 +224,16 @@ class CheckpointStore:
         with self._telling_failures():
             return self._restore(iteration, set_aside)
 
+    def is_newest(self, restored: Restored | None) -> bool:
+        """Whether `restore` would still give this: nothing was committed since."""
+        with self._telling_failures():
+            found = self._candidates(None)
+        seen = [*restored.passed_over, restored.commit.folder] if restored else []
+        return found[: len(seen)] == seen if seen else not found
+
     def _restore(self, iteration: int | None, set_aside: bool) -> Restored | None:
         candidates = self._candidates(iteration)
-        faults: list[str] = []
+        faults: dict[str, str] = {}
         for folder in candidates:
             try:
                 commit = self.read_manifest(folder)
@@ -234,19 +244,20 @@ class CheckpointStore:
                     "continue this run with the version that wrote it or a later one."
                 ) from None
             except InvalidCommit as error:
-                faults.append(f"{folder}: {error}")
+                faults[folder] = str(error)
                 logger.warning(
                     "checkpoint %s cannot be trusted and is kept aside: %s", self.store.describe(folder), error
                 )
                 if set_aside:
-                    self._set_aside(folder, str(error))
+                    self.set_aside(folder, str(error))
                 continue
             if faults:
                 logger.warning("going on from the checkpoint before it: iteration %d (%s)", commit.iteration, folder)
-            return Restored(commit, tensors)
+            return Restored(commit, tensors, faults)
         if faults:
             raise CheckpointError(
-                f"{self.store.url}: none of the {len(faults)} checkpoints can be trusted ({'; '.join(faults)}); "
+                f"{self.store.url}: none of the {len(faults)} checkpoints can be trusted "
+                f"({'; '.join(map(': '.join, faults.items()))}); "
                 "the run is not started again from zero: bring back one of them from a copy, or choose another run.dir."
             )
         if iteration is not None:
@@ -374,7 +385,8 @@ class CheckpointStore:
                 "see that it can be reached and written to, and start again."
             ) from error
 
-    def _set_aside(self, folder: str, reason: str) -> None:
+    def set_aside(self, folder: str, reason: str) -> None:
+        """For the writer: keep a folder for inspection, and do not try it again before the others."""
         note = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         try:
             self.store.put(f"{folder}/{REJECTED}", (json.dumps(note) + "\n").encode())

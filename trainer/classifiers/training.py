@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.stream import DataConfig, open_stream
+from trainer.classifiers.identity import check_classes
 from trainer.classifiers.small import ClassifierInfo, SmallClassifier, load_classifier, save_classifier
 from trainer.foundation import keys
 from trainer.foundation.pixels import normalise
@@ -27,7 +29,13 @@ __all__ = [
 def train_classifier(
     train_shards: str, test_shards: str, *, epochs: int, seed: int, width: int = 16, batch_size: int = 128
 ) -> tuple[SmallClassifier, ClassifierInfo]:
-    """Train on one set of shards and measure the accuracy on another: Adam, one-cycle rate up to 0.01, no augmentation."""
+    """Train on one set of shards and measure the accuracy on another: Adam, one-cycle rate up to 0.01, no augmentation.
+
+    Raises `SettingError` where the test images have a class that the others have not.
+    """
+    train_classes, test_classes = load_manifest(train_shards).classes, load_manifest(test_shards).classes
+    cure = "give test images of the classes that the classifier is trained for"
+    places = torch.tensor(check_classes(test_classes, train_classes, "TEST_SHARDS", train_shards, cure))
     torch.manual_seed(keys.key(seed, "classifier"))
     keep_freed_memory()
     with open_stream(
@@ -48,7 +56,7 @@ def train_classifier(
     model.eval()
     right = total = 0
     for images, labels in one_epoch(test_shards, batch_size):
-        right += int((predict(model, images) == labels).sum())
+        right += int((predict(model, images) == places[labels]).sum())
         total += len(labels)
     info = ClassifierInfo(
         manifest.resolution,

@@ -8,26 +8,34 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from trainer.foundation.errors import SettingError, TrainerError
-from trainer.foundation.log import console
+from trainer.foundation.log import console, to_stderr
+from trainer.foundation.output import open_streams, settle
 
 REFUSAL_VARIABLE = "MENAGERIE_REFUSAL"
 """Names a file in which a batch script finds the sentence of a refused setting: exit statuses do not survive launchers."""
 
 
-def run_command(main: Callable[[list[str]], int]) -> int:
-    """Call `main` with the command line; print the user's errors as sentences on stderr and return the exit status."""
+def run_command(main: Callable[[list[str]], int], *, prints: bool = True) -> int:
+    """Call `main` with the command line; print the user's errors as sentences on stderr and return the exit status.
+
+    `prints`: what the command prints is all that it does, so that it is done when its reader leaves, as with `| head`.
+    """
+    open_streams()
     try:
         with console():
             return main(sys.argv[1:])
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        to_stderr(f"error: {error}")
         if isinstance(error, SettingError) and os.environ.get(REFUSAL_VARIABLE):
             with suppress(OSError):
                 Path(os.environ[REFUSAL_VARIABLE]).write_text(f"{error}\n")
         return error.exit_status
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        to_stderr(f"error: {error}")
         return 1
-    except BrokenPipeError:  # the reader of our output is gone, as with `| head`
-        sys.stderr.close()
+    except BrokenPipeError:
+        if not prints:
+            raise
         return 0
+    finally:
+        settle()

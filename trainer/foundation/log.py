@@ -7,15 +7,15 @@ An information is its bare text; before a warning stands `warning: `.
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
 from data_pipeline.errors import DataError
 from trainer.foundation.errors import TrainerError
+from trainer.foundation.lines import Lines
+from trainer.foundation.output import say
 from trainer.foundation.stores import Store
 
 FILE = "log.txt"
@@ -25,13 +25,13 @@ Say = Callable[[str], None]
 
 
 def to_stderr(line: str) -> None:
-    """A line beside a verb's own output."""
-    print(line, file=sys.stderr, flush=True)
+    """A line beside a verb's own output; nobody need read it."""
+    say(line, "stderr")
 
 
 def to_stdout(line: str) -> None:
-    """A line of a training."""
-    print(line, flush=True)
+    """A line of a training, or of a verb that has more to do than to print; nobody need read it."""
+    say(line, "stdout")
 
 
 class Log(logging.Handler):
@@ -56,9 +56,10 @@ class RunLog(Log):
     def __init__(self, url: str, rank: int) -> None:
         super().__init__(to_stdout if rank == 0 else to_stderr, rank)
         self._url, self._is_main = url, rank == 0
-        self._file: TextIO | None = None
+        self._file: Lines | None = None
         self._kept: list[str] = []
         self._was_open = False
+        self._failing = False
         self._guard = threading.RLock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -68,19 +69,16 @@ class RunLog(Log):
     def open_in(self, folder: Path, say: Say | None = None) -> None:
         """Write to log.txt in `folder` until `close_file`; meanwhile the console's lines go through `say`."""
         with self._guard:
-            self._file = (folder / FILE).open("a")
+            self._file = Lines(folder / FILE)
             self._was_open = True
-            self._file.writelines(self._kept)
-            self._file.flush()
-            self._kept.clear()
             self.say = say or self.console
+            self._append("".join(self._kept))
+            self._kept.clear()
 
     def close_file(self) -> None:
         """Keep the lines from now on."""
         with self._guard:
-            if self._file is not None:
-                with suppress(OSError):  # a full disk was told already
-                    self._file.close()
+            self._append("")
             self._file, self.say = None, self.console
 
     def write(self, record: logging.LogRecord) -> None:
@@ -91,12 +89,20 @@ class RunLog(Log):
         with self._guard:
             if self._file is None:
                 self._kept.append(line)
-                return
-            try:
-                self._file.write(line)
-                self._file.flush()
-            except OSError as error:
-                to_stderr(f"warning: {FILE} of {self._url} cannot be written: {error}")
+            else:
+                self._append(line)
+
+    def _append(self, text: str) -> None:
+        """A disk that fails is told once; the lines wait."""
+        if self._file is None:
+            return
+        try:
+            self._file.add(text)
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                to_stderr(f"warning: {FILE} of {self._url} cannot be written ({error}); the lines wait for it")
+            self._failing = True
 
     def end(self) -> None:
         """Append what was kept since the file was closed, if this start wrote one at all."""

@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from trainer.foundation import plain_yaml
 from trainer.foundation.choices import FOREIGN, choice_of, choices_of, tag_of
 from trainer.foundation.errors import SettingError
+from trainer.foundation.values import truths, unusable
 
 Tree = dict[str, Any]
 Origins = dict[str, str]
@@ -25,12 +27,14 @@ T = TypeVar("T")
 def read_yaml(path: str) -> tuple[Tree, Origins]:
     """The file's settings, and the line of each. Raises `SettingError` if it cannot be read or repeats a key."""
     try:
-        text = Path(path).read_text()
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
+        tree, root = plain_yaml.read(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingError(
             f"CONFIG: cannot read {path} ({error.strerror}); give the path of an experiment's YAML"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"CONFIG: {path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8"
         ) from None
     except yaml.YAMLError as error:
         raise SettingError(f"CONFIG: {path} is not YAML: {' '.join(str(error).split())}") from None
@@ -68,10 +72,7 @@ def apply_overrides(tree: Tree, origins: Origins, arguments: Sequence[str]) -> N
             if not rest or rest[0].startswith("--"):
                 raise SettingError(f"{name}: has no value on the command line; write --{name} VALUE")
             text = rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
+        value = plain_yaml.read_word(text)
         *sections, last = name.split(".")
         branch = tree
         for depth, section in enumerate(sections):
@@ -87,11 +88,44 @@ def apply_overrides(tree: Tree, origins: Origins, arguments: Sequence[str]) -> N
 
 def validate(kind: type[T], tree: Tree, origins: Origins) -> T:
     """Build the settings dataclass `kind` from `tree`; raises one `SettingError` that lists every wrong setting."""
+    kinds = {setting.name: setting.kind for setting in describe(kind, tree)}
+    told = [
+        f"{name}: is {str(value).lower()} ({_origin(name, origins)}), which is neither a number nor a text; give one, and "
+        "put a text that says so in quotes"
+        for name, value in truths(tree, kinds)
+    ]
+    if told:
+        raise SettingError("\n".join(dict.fromkeys(told)))
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        made = TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
-        sentences = [_sentence(kind, tree, origins, dict(problem)) for problem in error.errors(include_url=False)]
-        raise SettingError("\n".join(dict.fromkeys(sentences))) from None
+        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        if sum(_take_for_text(tree, problem) for problem in problems):
+            return validate(kind, tree, origins)
+        raise SettingError("\n".join(dict.fromkeys(_sentence(kind, tree, origins, p) for p in problems))) from None
+    except (OverflowError, RecursionError, TypeError) as error:
+        raise SettingError(f"CONFIG: cannot be understood ({type(error).__name__}: {error})") from None
+    told = [f"{name}: is {value!r} ({_origin(name, origins)}); {cure}" for name, value, cure in unusable(made)]
+    if told:
+        raise SettingError("\n".join(dict.fromkeys(told)))
+    return made
+
+
+def _take_for_text(tree: Tree, problem: Tree) -> bool:
+    """Where a text is wanted, a plain number is one, as in a folder's name; whether that was the problem."""
+    if problem["type"] != "string_type" or type(problem["input"]) is not int:
+        return False
+    node: Any = tree
+    for step in problem["loc"]:
+        try:
+            below = node[step]
+        except (KeyError, IndexError, TypeError):
+            continue  # a step of pydantic's own
+        if type(below) is int:
+            node[step] = str(below)
+            return True
+        node = below
+    return False
 
 
 def _sentence(kind: type, tree: Tree, origins: Origins, problem: Tree) -> str:
@@ -115,6 +149,8 @@ def _sentence(kind: type, tree: Tree, origins: Origins, problem: Tree) -> str:
     if problem["type"] == "dataclass_type":
         return f"{name}: is {problem['input']!r} {where}; it is a section with settings of its own"
     value = problem["input"]
+    if problem["type"] == "string_type" and isinstance(value, int | float):
+        return f"{name}: is read as the number {value!r} {where}, but a text is wanted; put it in quotes"
     return f"{name}: is {value!r} {where}; {message[0].lower()}{message[1:]}"
 
 

@@ -46,13 +46,8 @@ class ClassConditions:
     def parse(self, text: str) -> Tensor:
         """The label of the class called `text`: its name, a comma-separated part of it, its identifier, or its number.
 
-        Raises `SettingError` with the closest name.
+        A name that is a number is a name first. Raises `SettingError` with the closest name.
         """
-        number = _number(text)
-        if number is not None and 0 <= number < self.count:
-            return torch.tensor(number)
-        if number is not None:
-            raise SettingError(f"classes: there is no class {number}; give a number from 0 to {self.count - 1}")
         asked = text.strip().casefold()
         spoken = [[entry.casefold(), *_parts(entry)] for entry in self.names]
         for found in (
@@ -66,6 +61,11 @@ class ClassConditions:
                 raise SettingError(
                     f"classes: {text!r} names the classes {' and '.join(map(str, found))}; give the number"
                 )
+        number = _number(text)
+        if number is not None and 0 <= number < self.count:
+            return torch.tensor(number)
+        if number is not None:
+            raise SettingError(f"classes: there is no class {number}; give a number from 0 to {self.count - 1}")
         if not self.names:
             raise SettingError(f"classes: {text!r} cannot be looked up, no class names are known; give the number")
         close = difflib.get_close_matches(asked, [n for names in spoken for n in names], 1, 0.5)

@@ -4,11 +4,14 @@ Diversity: how much the classifier's features of one class vary, as a share of h
 class; 1 is as diverse as the data, 0 is one image per class.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from data_pipeline.manifest.format import ClassInfo
+from trainer.classifiers.identity import as_classes, check_classes
 from trainer.classifiers.training import load_classifier
 from trainer.foundation.errors import TrainerError
 from trainer.methods.protocol import Sampler
@@ -90,8 +93,10 @@ class GeneratedAccuracy:
     Raises `TrainerError` if the classifier's classes or images are not the model's.
     """
 
-    def __init__(self, path: str, model: ModelConfig, device: torch.device | str = "cpu") -> None:
-        """`path`: what `python -m trainer.train_classifier` wrote."""
+    def __init__(
+        self, path: str, model: ModelConfig, device: torch.device | str = "cpu", classes: Sequence[ClassInfo] = ()
+    ) -> None:
+        """`path`: what `python -m trainer.train_classifier` wrote; `classes`: the data's, in the order of the labels."""
         classifier, self.info = load_classifier(path)
         for what, theirs, ours in (
             ("classes", len(self.info.class_names), model.classes),
@@ -103,6 +108,11 @@ class GeneratedAccuracy:
                     f"evaluation.classifier: {path} was trained for {theirs} {what}, the model has {ours}; "
                     "train one on this run's shards with `python -m trainer.train_classifier`"
                 )
+        known = as_classes(self.info.class_names, self.info.class_ids)
+        cure = "train one on this run's shards with `python -m trainer.train_classifier`"
+        places = check_classes(classes or known, known, "evaluation.classifier", path, cure)
+        self.logit_of = torch.tensor(places)
+        """Which logit is each class's, int64 [classes]."""
         self.device = torch.device(device)
         self.classifier = classifier.to(device)
 
@@ -115,7 +125,7 @@ class GeneratedAccuracy:
     def judge(self, images: Tensor, labels: Tensor) -> ClassSums:
         """Accuracy and spread of the features of images [n, c, h, w] in [-1, 1] with `labels` [n], class by class."""
         features = torch.cat([self.classifier.features(part.to(self.device)) for part in torch.split(images, 500)])
-        right = self.classifier.head(features).argmax(1).cpu() == labels
+        right = self.classifier.head(features).argmax(1).cpu() == self.logit_of[labels]
         sums = ClassSums(len(self.info.class_names), 1, features.shape[1])
         sums.add(labels, right[:, None], features.cpu())
         return sums

@@ -1,5 +1,6 @@
 """The list of measures. To add one: its file, and its class here."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,8 +37,32 @@ def chosen(names: Sequence[str]) -> list[type[Measure]]:
     known = {measure.name: measure for measure in MEASURES}
     for name in names:
         if name not in known:
-            raise SettingError(f"--measures: there is no measure {name!r}; there are {', '.join(known)}, and all")
+            close = difflib.get_close_matches(name, known, 1)
+            advice = f"; did you mean {close[0]!r}?" if close else ""
+            raise SettingError(
+                f"--measures: there is no measure {name!r}; there are {', '.join(known)}, and all{advice}"
+            )
     return [measure for measure in MEASURES if measure.name in names]
+
+
+def measurement_named(name: str, setting: str) -> str:
+    """The measurement that a measure's or a measurement's name means: `frechet_distance` for `fid`, the first of several.
+
+    Raises `SettingError`, beginning with `setting`, with the closest name.
+    """
+    known = {title: title for measure in MEASURES for title in measure.titles}
+    known |= {measure.name: next(iter(measure.titles)) for measure in MEASURES if measure.titles} | known
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1)
+        advice = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        raise SettingError(f"{setting}: there is no measure {name!r}; {advice}")
+    return known[name]
+
+
+def other_names() -> dict[str, str]:
+    """The measure's own name of a measurement that is called otherwise."""
+    first = {next(iter(measure.titles)): measure.name for measure in MEASURES if measure.titles}
+    return {title: name for title, name in first.items() if name not in titles()}
 
 
 def all_names(with_judge: bool) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 | asked by | what happens | marker says requeue |
 |---|---|---|
 | SIGTERM, SIGUSR1 (a scheduler) | stop at the next agreed iteration, commit, exit 0 | yes |
+| SIGHUP (a terminal or connection that is gone) | the same; under `nohup` it is ignored, as asked | yes |
 | SIGINT (Ctrl-C) once | the same | no |
 | SIGINT twice | the process dies at once, nothing is saved | no marker |
 | file `STOP` in the run's folder | as SIGTERM; the file is removed when the stop is done | no |
@@ -11,6 +12,7 @@ The marker is `preempted.json` in the run's folder: exit codes do not survive th
 """
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -21,7 +23,10 @@ from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from trainer.foundation.errors import TrainerError
 from trainer.foundation.stores import Store
+
+logger = logging.getLogger("menagerie")
 
 STOP_FILE = "STOP"
 MARKER = "preempted.json"
@@ -49,7 +54,9 @@ class StopRequest:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
             self._previous[number] = signal.signal(number, self._handle)
         if self._store is not None and not self._store.local:
             self._thread = threading.Thread(target=self._watch, name="stop-file", daemon=True)
@@ -70,8 +77,9 @@ class StopRequest:
             now = time.monotonic()
             if now >= self._next_poll:
                 self._next_poll = now + _LOCAL_POLL_SECONDS
-                if self._store.exists(STOP_FILE):
-                    self._ask(f"file {STOP_FILE}")
+                with suppress(OSError):  # a disk that cannot be asked now is asked again
+                    if self._store.exists(STOP_FILE):
+                        self._ask(f"file {STOP_FILE}")
         return bool(self._reason)
 
     @property
@@ -108,7 +116,7 @@ def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[
     """Say that the run stopped cleanly and can be resumed; after the final commit, by rank 0. Removes the stop file.
 
     `reason` is StopRequest.reason, or says that another process of the launch was asked: only a scheduler's signal
-    reaches one without reaching rank 0.
+    reaches one without reaching rank 0. Raises `TrainerError` where it cannot be said.
     """
     store = Store(run_url)
     marker = {
@@ -120,13 +128,23 @@ def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         **(details or {}),
     }
-    store.put(MARKER, (json.dumps(marker, indent=2) + "\n").encode())
-    store.delete([STOP_FILE])
+    try:
+        store.put(MARKER, (json.dumps(marker, indent=2) + "\n").encode())
+        store.delete([STOP_FILE])
+    except Exception as error:
+        raise TrainerError(
+            f"run.dir: the run stopped at iteration {iteration} and is saved, but {store.describe(MARKER)} cannot be written "
+            f"({error}); the same command goes on from there, yet nothing starts it by itself"
+        ) from None
 
 
 def clear_marker(run_url: str) -> None:
     """Remove the marker when the run has been taken up again."""
-    Store(run_url).delete([MARKER])
+    store = Store(run_url)
+    try:
+        store.delete([MARKER])
+    except Exception as error:
+        logger.warning("%s is left from the last stop, and cannot be removed (%s)", store.describe(MARKER), error)
 
 
 def grace_seconds(configured: float | None = None) -> float | None:

@@ -22,7 +22,7 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from trainer.foundation.errors import TrainerError
-from trainer.foundation.log import note_error
+from trainer.foundation.log import note_error, to_stderr
 from trainer.processes.launch import Launch
 
 BEAT_SECONDS = 1.0
@@ -174,11 +174,11 @@ class Watch:
         )
         self._known.set()
         if not self._ending.wait(SILENT_AFTER_LOSS_SECONDS):
-            print(f"error: {self._verdict}", file=sys.stderr, flush=True)
-            # In a thread: the one that hangs may hold the log.
-            noting = threading.Thread(target=note_error, args=[self._verdict], daemon=True)
-            noting.start()
-            noting.join(timeout=BEAT_SECONDS)
+            # In threads: the one that hangs may hold the log, or the stream.
+            for tell, text in ((to_stderr, f"error: {self._verdict}"), (note_error, self._verdict)):
+                telling = threading.Thread(target=tell, args=[text], daemon=True)
+                telling.start()
+                telling.join(timeout=BEAT_SECONDS)
             os._exit(LostProcess.exit_status)
 
 

@@ -5,7 +5,8 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -43,16 +44,19 @@ def choose_forms(run_dir: str, networks: Sequence[Tuned], launch: Launch) -> Non
     forms: dict[str, str] | None = None
     if launch.is_main:
         store, here = Store(run_dir), describe_device(launch)
-        try:
-            record = json.loads(store.get(RECORD))
-        except FileNotFoundError:
-            record = {}
+        record: dict[str, Any] = {}
+        with suppress(FileNotFoundError, ValueError):
+            found = json.loads(store.get(RECORD))
+            record = found if isinstance(found, dict) else {}
         forms = record.get(here)
-        if forms is None or forms.keys() != items.keys():
+        if not isinstance(forms, dict) or forms.keys() != items.keys():
             if record:
                 logger.warning("%s holds no timings for %s: timing again; the last bits may change", RECORD, here)
             forms = {name: fastest_form(item, batch, launch) for name, (item, batch) in items.items()}
-            store.put(RECORD, json.dumps(record | {here: forms}, indent=1).encode())
+            try:
+                store.put(RECORD, json.dumps(record | {here: forms}, indent=1).encode())
+            except OSError as error:
+                logger.warning("%s cannot be written (%s): the next start times again", RECORD, error)
         logger.info("speed.autotune: %s", ", ".join(f"{name} {form}" for name, form in forms.items()))
     for name, form in (share_object(launch, forms) or {}).items():
         set_form(items[name][0], form)

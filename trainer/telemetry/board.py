@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from data_pipeline.storage.files import replace_file, written_aside
-from trainer.foundation.log import run_log
+from trainer.foundation.lines import Lines, Trouble
+from trainer.foundation.log import run_log, to_stdout
+from trainer.foundation.output import attempt
 from trainer.foundation.pictures import draw_grid
+from trainer.telemetry.events import Events
 
 logger = logging.getLogger("menagerie")
 
@@ -32,26 +36,35 @@ class Telemetry:
         self.total = total
         self._start_iteration = iteration
         self._start_time = time.monotonic()
-        self._metrics_file = folder / "metrics.jsonl"
-        _drop_records_from(self._metrics_file, iteration)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1 if iteration else None)
-        self.board.add_custom_scalars(CURVES)
+        self._curves = _Curves(folder / "metrics.jsonl", iteration)
+        self._events = Events(
+            folder / "tensorboard", iteration + 1 if iteration else None, lambda board: board.add_custom_scalars(CURVES)
+        )
+        self._samples = Trouble(f"the grid of samples in {folder / 'samples'}")
         self.bar = tqdm(total=total, initial=iteration, unit="it", dynamic_ncols=True) if sys.stderr.isatty() else None
         self._logging = ExitStack()
         self._log = self._logging.enter_context(run_log(str(folder)))
-        self._log.open_in(folder, self.bar.write if self.bar else None)  # a bar's own write does not tear it
+        self._log.open_in(folder, self._beside_bar if self.bar else None)
+
+    def settings(self, text: str, iteration: int) -> None:
+        """The resolved settings, to config.yaml and TensorBoard."""
+        try:
+            replace_file(self.folder / "config.yaml", text.encode())
+        except OSError as error:
+            logger.warning("%s could not be written (%s); the training goes on", self.folder / "config.yaml", error)
+        self.text("settings", text, iteration)
 
     def text(self, name: str, text: str, iteration: int) -> None:
         """A text for TensorBoard's text page."""
-        self.board.add_text(name, f"```\n{text}\n```", iteration)
+        self._events.write(lambda board: board.add_text(name, f"```\n{text}\n```", iteration))
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Named scalars of `iteration`, to TensorBoard and metrics.jsonl."""
-        for name, value in values.items():
-            self.board.add_scalar(name, value, iteration)
-        with self._metrics_file.open("a") as file:
-            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        when = time.time()
+        self._events.write(
+            *(partial(_add_scalar, name=name, value=value, at=(iteration, when)) for name, value in values.items())
+        )
+        self._curves.add({"iteration": iteration, **values})
 
     def status(self, iteration: int, values: Mapping[str, float], players: Sequence[str], note: str = "") -> None:
         """One status line with the players' losses and the first one's learning rate; `note` is put at its end."""
@@ -72,15 +85,27 @@ class Telemetry:
     def advance(self) -> None:
         """One iteration is done."""
         if self.bar is not None:
-            self.bar.update()
+            attempt(self.bar.update, "stderr")
+
+    def _beside_bar(self, line: str) -> None:
+        """A line that does not tear the bar."""
+        if self.bar is not None:
+            attempt(self.bar.clear, "stderr")
+            to_stdout(line)
+            attempt(self.bar.refresh, "stderr")
 
     def grid(self, iteration: int, images: Tensor, names: Sequence[str]) -> None:
         """A grid of uint8 images [rows, columns, c, h, w], a row per class, to samples/ and TensorBoard."""
         picture = draw_grid(images, names)
-        with written_aside(self.folder / "samples" / f"{iteration:08d}.png") as part:
-            picture.save(part, format="PNG")
+        try:
+            with written_aside(self.folder / "samples" / f"{iteration:08d}.png") as part:
+                picture.save(part, format="PNG")
+            self._samples.worked()
+        except OSError as error:
+            self._samples.failed(error)
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        self.board.add_image("samples", pixels.view(picture.height, picture.width, 3), iteration, dataformats="HWC")
+        image = pixels.view(picture.height, picture.width, 3)
+        self._events.write(lambda board: board.add_image("samples", image, iteration, dataformats="HWC"))
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -90,9 +115,10 @@ class Telemetry:
 
     def close(self) -> None:
         """Flush and close everything."""
-        self.board.close()
+        self._events.close()
+        self._curves.close()
         if self.bar is not None:
-            self.bar.close()
+            attempt(self.bar.close, "stderr")
         self._log.close_file()
         self._logging.close()
 
@@ -126,18 +152,63 @@ def _losses(values: Mapping[str, float], players: Sequence[str]) -> str:
     return " ".join(f"{short[p]} {values[f'loss/{p}']:.3f}" for p in reversed(players) if f"loss/{p}" in values)
 
 
+def _add_scalar(board: SummaryWriter, name: str, value: float, at: tuple[int, float]) -> None:
+    iteration, when = at
+    board.add_scalar(name, value, iteration, walltime=when)
+
+
+class _Curves:
+    """metrics.jsonl: a record for each point. What an earlier attempt wrote beyond `iteration` is dropped first."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        self._lines, self._iteration, self._dropped = Lines(path), iteration, False
+        self._trouble = Trouble(str(path))
+        self._write("")
+
+    def add(self, record: Mapping[str, float]) -> None:
+        self._write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        try:
+            if not self._dropped:
+                _drop_records_from(self._lines.path, self._iteration)
+                self._dropped = True
+        except OSError as error:
+            self._lines.keep(line)
+            self._trouble.failed(error)
+            return
+        try:
+            self._lines.add(line)
+            self._trouble.worked()
+        except OSError as error:
+            self._trouble.failed(error)
+
+
 def _drop_records_from(path: Path, iteration: int) -> None:
+    """Leave out what was recorded beyond `iteration`, and lines that a killed attempt tore. Lines of others stay."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, others = [], 0
+    content = path.read_bytes()
+    for line in content.splitlines(keepends=True):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a killed attempt
-        if record["iteration"] <= iteration:
-            kept.append(line + "\n")
-    replace_file(path, "".join(kept).encode())
+        except ValueError:
+            if line.endswith(b"\n"):
+                kept.append(line)
+                others += 1
+            continue  # without its end it is the last line of a killed attempt
+        at = record.get("iteration") if isinstance(record, dict) else None
+        others += not isinstance(at, int)
+        if not isinstance(at, int) or at <= iteration:
+            kept.append(line.rstrip(b"\r\n") + b"\n")
+    if others:
+        logger.warning("%s: %d lines are not ours; they stay, and nothing reads them", path, others)
+    if b"".join(kept) != content:
+        replace_file(path, b"".join(kept))
 
 
 def _duration(seconds: float) -> str:

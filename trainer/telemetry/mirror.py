@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from trainer.foundation.errors import TrainerError
 from trainer.foundation.stores import Store
 
 logger = logging.getLogger("menagerie.telemetry")
@@ -32,9 +33,15 @@ class RunFolder:
             return
         self.path = Path(tempfile.mkdtemp(prefix="menagerie-run-"))
         for name in _APPENDED:
-            with suppress(FileNotFoundError):
-                (self.path / name).write_bytes(self._store.get(name))
-                self._pushed[name] = _state(self.path / name)
+            try:
+                with suppress(FileNotFoundError):
+                    (self.path / name).write_bytes(self._store.get(name))
+                    self._pushed[name] = _state(self.path / name)
+            except Exception as error:  # a shorter one would replace it
+                raise TrainerError(
+                    f"run.dir: {self._store.describe(name)} cannot be read ({type(error).__name__}: {error}); see that the "
+                    "store can be reached, and start again"
+                ) from None
 
     def __enter__(self) -> Self:
         return self

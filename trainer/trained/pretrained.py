@@ -16,6 +16,7 @@ from torch import Tensor
 from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
+from trainer.checkpoint.names import committed
 from trainer.foundation import keys
 from trainer.foundation.errors import SettingError
 from trainer.foundation.stores import Store
@@ -97,9 +98,23 @@ class Generator:
 
         Images are [len(classes) * count, C, H, W] in [-1, 1]. Raises `SettingError` with the closest name.
         """
-        chosen = torch.stack([self.sampler.conditions.parse(str(name)) for name in classes])
+        chosen = torch.stack([self._condition(name) for name in classes])
         latents = torch.cat([self.latents(condition, count, seed, truncation) for condition in chosen])
         return self.make(latents, chosen.repeat_interleave(count, 0))
+
+    def _condition(self, name: str | int) -> Tensor:
+        """A whole number is a class's number, though there be a class of that name."""
+        conditions = self.sampler.conditions
+        if isinstance(name, int) and isinstance(conditions, ClassConditions):
+            if not 0 <= name < conditions.count:
+                raise SettingError(f"classes: there is no class {name}; give a number from 0 to {conditions.count - 1}")
+            return torch.tensor(name)
+        return conditions.parse(str(name))
+
+
+def is_export(source: str) -> bool:
+    """Whether the folder or URL holds an export alone, and no run's checkpoints."""
+    return Store(source).exists(WEIGHTS_FILE) and not committed(source)
 
 
 def open_generator(
@@ -107,9 +122,11 @@ def open_generator(
 ) -> Generator:
     """The generator of a run's folder (the newest or the given checkpoint) or of an exported folder, paths or URLs.
 
+    A run that has checkpoints is a run, also where an export was written into its folder.
+
     average: the moving average or the plain weights of a run; None takes the average where there is one.
     """
-    if Store(source).exists(WEIGHTS_FILE):
+    if is_export(source):
         if iteration is not None or average is not None:
             raise SettingError(f"RUN_OR_EXPORT: {source} is an export; a checkpoint can be chosen in a run alone")
         return Generator.from_pretrained(source, device)

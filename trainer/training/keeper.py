@@ -1,8 +1,9 @@
 """The run's checkpoints: taken up at the start, saved off the critical path."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,9 +14,11 @@ from trainer.checkpoint.format import Commit
 from trainer.checkpoint.names import parse_commit_name
 from trainer.checkpoint.resume import Change, check_data, check_settings
 from trainer.checkpoint.saver import Saver
+from trainer.classifiers.identity import as_classes, places_of
 from trainer.config import Config, as_tree, config_from_tree, section_of
 from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
 from trainer.methods.terms import guidance
+from trainer.metrics.measures import measurement_named
 from trainer.players.optimizers import is_optimizers
 from trainer.processes.launch import Launch, share_failure, share_from_main, share_object
 from trainer.training.state import State
@@ -53,22 +56,30 @@ class Keeper:
         """`before_write` is called, in the saver's thread, ahead of every checkpoint."""
         self.config, self.launch = config, launch
         self.before_write = before_write or (lambda: None)
-        self.store = CheckpointStore(config.run.dir, config.checkpoint) if launch.is_main else None
+        checkpoint = config.checkpoint
+        if checkpoint.keep_best is not None:
+            checkpoint = replace(checkpoint, keep_best=measurement_named(checkpoint.keep_best, "checkpoint.keep_best"))
+        self.store = CheckpointStore(config.run.dir, checkpoint) if launch.is_main else None
         self.saver: Saver | None = None
+        self._own: Restored | None = None
+        """The run's newest commit, as `resume` found it."""
         self.failure: TrainerError | None = None
         self.fingerprints: dict[str, str] = {}
         """Of every source's shards that the commit was made with, by the source's name; none where the run starts."""
         self.classes: tuple[ClassInfo, ...] = ()
+        self._initial_classes: tuple[ClassInfo, ...] = ()
+        """Of the run that `run.initialize_from` names, where they are noted."""
 
     def resume(self, state: State) -> int:
-        """Become the run's writer and put the newest commit into every process; returns the iteration, 0 if none.
+        """Put the newest commit into every process; returns the iteration, 0 if none.
 
-        Raises `CheckpointError` or `SettingError`; nothing has been touched then.
+        Only looks: a run that is at work in the same folder notices nothing. Raises `CheckpointError` or `SettingError`
+        on every process.
         """
         restored, error = None, None
         if self.store is not None:
             try:
-                restored = self._take_up(self.store)
+                restored = self._look(self.store)
             except TrainerError as found:
                 error = found
         share_failure(self.launch, error)
@@ -80,21 +91,45 @@ class Keeper:
         state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
         return iteration
 
-    def _take_up(self, store: CheckpointStore) -> Restored | None:
-        """In the main process: judge the newest commit, become the writer, read it, start the saver."""
+    def take_over(self) -> bool:
+        """Become the run's writer: every older one is fenced off. Every process calls it, once nothing can be refused.
+
+        False where a commit came between `resume` and now: then `resume` comes again, and this after it.
+        """
+        newest, error = True, None
+        if self.store is not None:
+            try:
+                if self.store.lease is None:
+                    self.store.acquire()
+                newest = self.store.is_newest(self._own)
+                if newest:
+                    self._start_saver(self.store)
+            except TrainerError as found:
+                error = found
+        share_failure(self.launch, error)
+        return share_object(self.launch, newest)
+
+    def _look(self, store: CheckpointStore) -> Restored | None:
+        """In the main process: judge the newest commit, read it, judge it; or read what `run.initialize_from` names."""
         for commit in store.commits()[:1]:
-            self._judge(commit)  # before a start that is refused could fence off one that is at work
-        store.acquire()
-        restored = store.restore(set_aside=True)
+            self._judge(commit)  # before all its bytes are read
+        self._own = restored = store.restore()
         if restored is not None:
             for change in self._judge(restored.commit):
                 logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
             self.fingerprints = dict(restored.commit.info.get("source_fingerprints", {}))
             if restored.commit.info.get("data_fingerprint"):
                 self.fingerprints["data"] = restored.commit.info["data_fingerprint"]
-        durable = restored.commit.iteration if restored else None
-        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
         return restored or self._initial()
+
+    def _start_saver(self, store: CheckpointStore) -> None:
+        durable = None
+        if self._own is not None:
+            for folder, reason in self._own.passed_over.items():
+                store.set_aside(folder, reason)
+            durable = self._own.commit.iteration
+            self._own = self._own._replace(tensors={})  # the players have them
+        self.saver = Saver(store, durable_iteration=durable, before=self.before_write)
 
     def _initial(self) -> Restored | None:
         """What `run.initialize_from` names: another run's commit, with or without Adam's moments."""
@@ -114,7 +149,10 @@ class Keeper:
             raise CheckpointError(
                 f"run.initialize_from: {run.initialize_from} holds no checkpoint; give another run's folder"
             )
+        self._check_iterations(restored.commit.iteration, run.initialize_from)
         guidance.check_first_iteration(self.config.classifier_loss, restored.commit.iteration, run.initialize_from)
+        info = restored.commit.info
+        self._initial_classes = as_classes(info.get("class_names") or (), info.get("class_ids") or ())
         for tensor in [tensor for tensor in restored.tensors if tensor.startswith(guidance.PREFIX)]:
             del restored.tensors[tensor]  # the stage is this run's own
         if not run.initialize_optimizer:
@@ -130,6 +168,14 @@ class Keeper:
         )
         return restored
 
+    def _check_iterations(self, done: int, where: str) -> None:
+        wanted = self.config.run.iterations
+        if wanted < done:
+            raise SettingError(
+                f"run.iterations: is {wanted}, but {where} holds a checkpoint of iteration {done}; give {done} or more to go "
+                "on from there, or choose another run.dir to start anew"
+            )
+
     def _judge(self, commit: Commit) -> list[Change]:
         """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
         if self.config.run.resume == "never":
@@ -137,6 +183,7 @@ class Keeper:
                 f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
                 f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
             )
+        self._check_iterations(commit.iteration, self.config.run.dir)
         before, after = commit.info.get("settings", {}), as_tree(self.config)
         with suppress(SettingError):  # settings that did not exist then have their defaults
             before = as_tree(config_from_tree(before))
@@ -144,9 +191,16 @@ class Keeper:
 
     def check_data(self, manifests: Mapping[str, Manifest]) -> None:
         """Refuse shards other than those of the commit; from here on every commit tells fingerprints and classes."""
-        for name, manifest in manifests.items():
-            shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
-            check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+        error = None
+        try:
+            for name, manifest in manifests.items():
+                shards, setting = self.config.source(name).shards, f"{section_of(name)}.shards"
+                check_data(self.fingerprints.get(name), manifest.fingerprint, shards, setting)
+            if "data" in manifests and "data.classes" not in self.config.run.allow_changed:
+                _check_same_classes(self._initial_classes, manifests["data"].classes, self.config)
+        except SettingError as found:  # the main process alone knows the commit
+            error = found
+        share_failure(self.launch, error)
         self.fingerprints = {name: manifest.fingerprint for name, manifest in manifests.items()}
         self.classes = manifests["data"].classes if "data" in manifests else ()
 
@@ -178,7 +232,10 @@ class Keeper:
     def end(self, reason: str, iteration: int) -> None:
         """Note that this start ended in good order."""
         if self.store is not None:
-            self.store.release(reason, iteration)
+            try:
+                self.store.release(reason, iteration)
+            except Exception as error:  # all that was learned is saved
+                logger.warning("%s: the end of this start could not be noted (%s)", self.config.run.dir, error)
 
     def status(self) -> dict[str, float]:
         """Figures for TensorBoard."""
@@ -206,3 +263,17 @@ class Keeper:
             "class_ids": [entry.id for entry in self.classes],
             "settings": as_tree(self.config),
         }
+
+
+def _check_same_classes(before: Sequence[ClassInfo], now: Sequence[ClassInfo], config: Config) -> None:
+    """The embedding of class n is that of the class that the other run called n."""
+    if before and places_of(now, before) != list(range(len(now))):
+        other = next(
+            (f"{old.name!r}, here {new.name!r}" for old, new in zip(before, now, strict=False) if old.name != new.name),
+            f"{len(before)} classes, here {len(now)}",
+        )
+        raise SettingError(
+            f"run.initialize_from: the classes of {config.run.initialize_from} are others, or stand in another order "
+            f"(there {other}); give the same ones, or name data.classes in run.allow_changed if each class is to begin as "
+            "the other run's of its number"
+        )

@@ -71,32 +71,25 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     method.check({name: _shards(config, name) for name in sources_of(method)})
     judge = None
     if config.evaluation.classifier:
-        judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device)
+        classes = _shards(config, "data").manifest.classes
+        judge = GeneratedAccuracy(config.evaluation.classifier, config.model, launch.device, classes)
     with ExitStack() as stack:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
         state = State(config, method, launch)
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
-        start = keeper.resume(state)
-        stage.resume(state)
+        start, sources = _begin(config, method, launch, state, stage, keeper, stack)
+        # From here on the run is ours: nothing has been written before.
         tune(config, state, method, launch)
         state.rollbacks = attempt.rollbacks = max(state.rollbacks, attempt.rollbacks)
-
-        # Data: a sample is found by its position, so the streams simply start where the run resumes.
-        sources = {
-            name: stack.enter_context(open_source(config, method, name, launch, start)) for name in sources_of(method)
-        }
-        keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
-        check_state(launch, keeper.fingerprints, state.players)
 
         # Telemetry: the main process writes it.
         telemetry = stack.enter_context(Telemetry(folder.path, start, run.iterations)) if folder else None
         report = Reporter(config, launch, method, sources, telemetry, judge)
         report.watch(state.players)
         if telemetry and folder:
-            (folder.path / "config.yaml").write_text(as_yaml(config))
-            telemetry.text("settings", as_yaml(config), start)
+            telemetry.settings(as_yaml(config), start)
             telemetry.say(report.opening(start))
             telemetry.say(describe_host(config.speed, launch))
             clear_marker(run.dir)
@@ -158,10 +151,46 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     return last
 
 
+def _begin(
+    config: Config,
+    method: Method,
+    launch: Launch,
+    state: State,
+    stage: ClassifierStage,
+    keeper: Keeper,
+    stack: ExitStack,
+) -> tuple[int, dict[str, Source]]:
+    """State and data as they are where the run goes on. What can be refused is refused before the run is taken over.
+
+    A sample is found by its position, so the streams simply start where the run resumes; `stack` closes them.
+    """
+    while True:
+        start = keeper.resume(state)
+        stage.resume(state)
+        with ExitStack() as opened:
+            sources = {
+                name: opened.enter_context(open_source(config, method, name, launch, start))
+                for name in sources_of(method)
+            }
+            keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
+            check_state(launch, keeper.fingerprints, state.players)
+            if keeper.take_over():
+                stack.enter_context(opened.pop_all())
+                return start, sources
+
+
 def _shards(config: Config, name: str) -> Shards:
     """What the source of this name reads. Raises `SettingError` or DataError for a setting that it cannot keep."""
     settings, section = config.source(name), section_of(name)
-    manifest = select_classes(load_manifest(settings.shards, section), settings.classes)
+    whole = load_manifest(settings.shards, section)
+    for entry in settings.classes or ():
+        for number, info in enumerate(whole.classes):
+            if isinstance(entry, int) and str(entry) in (info.name, info.id) and number != entry:
+                raise SettingError(
+                    f"{section}.classes: {entry} is the number of a class and the name of another one; put it in quotes for "
+                    "the name, or give names alone"
+                )
+    manifest = select_classes(whole, settings.classes)
     if settings.horizontal_flip and "image" not in manifest.fields:
         raise SettingError(f"{section}.horizontal_flip: is true, but the shards hold no images; set it to false")
     return Shards(settings.shards, manifest)

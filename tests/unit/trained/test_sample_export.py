@@ -1,6 +1,7 @@
 """The verbs sample and export, on a run whose checkpoint is made here."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,3 +287,12 @@ def test_wrong_options_are_one_sentence_and_write_nothing(run, tmp_path, argumen
     with pytest.raises(SettingError, match=message):
         sample.main([run, "--out", str(tmp_path / "pictures"), *arguments])
     assert not (tmp_path / "pictures").exists()
+
+
+def test_an_export_in_the_runs_own_folder_hides_no_checkpoint(run: Path) -> None:
+    run = Path(str(run))
+    assert export.main([str(run), str(run)]) == 0
+    assert Generator.from_pretrained(str(run)).training["iteration"] > 0  # who asks for an export gets it
+    (run / "model.safetensors").write_bytes(b"")
+    assert open_generator(str(run)).training["iteration"] > 0
+    assert export.main([str(run), str(run / "again")]) == 0
