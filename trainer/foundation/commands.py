@@ -16,7 +16,10 @@ REFUSAL_VARIABLE = "MENAGERIE_REFUSAL"
 
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Call `main` with the command line; print the user's errors as sentences on stderr and return the exit status."""
+    from trainer.foundation.arithmetic import set_arithmetic  # torch takes seconds to import
+
     try:
+        set_arithmetic()
         with console():
             return main(sys.argv[1:])
     except TrainerError as error:

@@ -35,8 +35,6 @@ def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolutio
         for item in placed_convolutions(network, resolution):
             set_form(item, _chosen(speed, item, launch.device))
     _set_recomputation(speed.recompute_blocks, networks)
-    if launch.device.type == "cuda":
-        torch.backends.cudnn.benchmark = speed.cudnn_benchmark
     if speed.compile != "none":
         compile_blocks(speed, networks.values())
 
