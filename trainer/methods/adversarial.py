@@ -116,6 +116,7 @@ class AdversarialMethod:
         self.config, self.problem = config, problem
         self.sides = LOSSES[config.loss]
         self.terms = {term.name: term for term in (*config.penalty.build(), *terms, *problem.terms)}
+        self.draws = any(getattr(term, "draws", True) for term in self.terms.values())
 
     def build(self, network: str) -> nn.Module:
         """The network of this name."""

@@ -24,7 +24,7 @@ from trainer.speed.apply import describe_host
 from trainer.speed.autotune import Tuned, choose_forms
 from trainer.telemetry.board import Telemetry
 from trainer.telemetry.mirror import RunFolder
-from trainer.training.draws import Draws, Source
+from trainer.training.draws import Draws, Source, anything_draws
 from trainer.training.finetuning import ClassifierStage
 from trainer.training.iteration import run_iteration
 from trainer.training.keeper import Keeper
@@ -104,6 +104,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 telemetry.say(slow)
             clear_marker(run.dir)
 
+        seeded = anything_draws(method, (m for player in state.players.values() for m in player.modules.values()))
         for iteration in range(start, run.iterations + 1):
             # Status, samples, evaluation, checkpoint, stop: before the step, so that neither end is a special case.
             last = iteration == run.iterations
@@ -139,7 +140,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             # The method's turns.
             turns = stage.applied(method.turns(iteration), state)
             held = launch.held_replicas(batch.replicas)
-            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device)
+            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded)
             scalars = run_iteration(
                 method,
                 state.players,
@@ -182,7 +183,6 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
         held=launch.held_replicas(replicas),
         sizes=batches_from(method, name, start),
         first_position=samples_before(method, name, start),
-        pin_memory=launch.device.type == "cuda",
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
 
