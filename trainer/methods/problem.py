@@ -31,7 +31,7 @@ class MethodConfig(Protocol):
 
     @property
     def second_derivatives(self) -> bool:
-        """Whether a loss differentiates twice, which compiled code and norms over several processes do not support."""
+        """Whether a loss differentiates twice, which norms over several processes do not support."""
         ...
 
     def check(self, problem: Problem) -> None:
