@@ -130,11 +130,6 @@ class Config:
                 "batch.synchronised_norm: is true with objective.penalty, whose draws and second derivatives belong to single "
                 "replicas; set batch.synchronised_norm to false, or objective.penalty.name to none"
             )
-        if self.speed.compile != "none" and differentiates_twice(self.objective):
-            raise ValueError(
-                f"speed.compile: is {self.speed.compile!r} with objective.penalty, whose second derivatives compiled code does "
-                "not have; set it to none"
-            )
         if self.run.evaluate_every and self.evaluation.classifier is None and not self.evaluation.ms_ssim_pairs:
             raise ValueError(
                 "evaluation.classifier: is not set, but run.evaluate_every asks for measurements; give the weights that "

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data_pipeline.reading.stream import DataConfig
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.format import Commit, code_version
 from trainer.classifiers.identity import as_classes, check_classes
+from trainer.foundation.arithmetic import hardware, precision_now
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
@@ -54,9 +55,7 @@ DEFAULT, DEFAULT_WITH_CLASSIFIER = "is,fid,ms_ssim", "accuracy"
 def main(arguments: list[str]) -> int:
     """Measure, print, publish; returns the exit status."""
     options = _parser().parse_args(arguments)
-    launch = read_launch()
-    if options.device:
-        launch = replace(launch, device=_device(options.device, launch))
+    launch = read_launch(options.device)
     die_with_launcher()
     start_processes(launch, timeout=timedelta(hours=12))
     with Watch(launch):
@@ -206,7 +205,8 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
         "labels": f"the {'classes' if isinstance(trained.sampler().conditions, ClassConditions) else 'conditions'} in turn",
         "moving_average": trained.averaged,
         "batch_norm": "batch of 50" if options.statistics == "batch" else "running statistics",
-        "precision": "fp32",
+        "precision": precision_now(launch.device),
+        "hardware": hardware(launch.device),
         "code_version": code_version(),
     }
     networks = [n.identity if n else "" for n in (network, judge_network)]
@@ -318,12 +318,6 @@ def _print(outcome: Outcome, iteration: int) -> None:
 
 def _average(options: argparse.Namespace) -> bool | None:
     return None if options.weights is None else bool(options.weights == "average")
-
-
-def _device(text: str, launch: Launch) -> torch.device:
-    if text not in ("cpu", "cuda"):
-        raise SettingError(f"--device: is {text!r}; give cpu or cuda")
-    return torch.device("cuda", launch.local_rank) if text == "cuda" else torch.device("cpu")
 
 
 if __name__ == "__main__":

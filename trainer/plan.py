@@ -17,6 +17,7 @@ import torch
 from trainer.config import Config, load_config
 from trainer.costs.counted import Cost, count, turns_of
 from trainer.costs.timed import Step, measured_turns, timed_iterations
+from trainer.foundation.arithmetic import Arithmetic, set_arithmetic
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
@@ -119,6 +120,7 @@ def measured_step(config: Config, launch: Launch) -> Step:
     """Seconds of each player's turn of one replica on this machine: the second of two iterations on random data."""
     if launch.device.type == "cpu":
         keep_freed_memory()
+    set_arithmetic(Arithmetic(config.run.tf32, config.run.deterministic, config.speed.cudnn_benchmark))
 
     def now() -> float:
         if launch.device.type == "cuda":

@@ -23,6 +23,7 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.sampling import ClassConditions, Mixing, Truncating
+from trainer.processes.launch import read_launch
 from trainer.trained.pretrained import Generator, open_generator
 
 DEFAULT_ROWS = 10
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
     average = None if options.weights is None else options.weights == "average"
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = read_launch(options.device).device
     generator = open_generator(options.source, options.iteration, average, device)
     if options.truncation is not None and not isinstance(generator.sampler, Truncating):
         raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")

@@ -223,3 +223,28 @@ def test_requirements_of_the_image(tmp_path: Path) -> None:
     assert any(line.startswith("torchvision>=") for line in listed)
     assert not any(line.startswith("pytest") for line in listed)
     assert shutil.which("bash")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "replicas", "machines", "started"), [(8, 4, 1, 4), (2, 4, 1, 2), (8, 4, 2, 2), (0, 4, 1, 2)]
+)
+def test_local_starts_a_process_for_each_gpu_but_never_more_than_replicas(
+    tmp_path: Path, gpus: int, replicas: int, machines: int, started: int
+) -> None:
+    """More would be refused, and then started again for nothing."""
+    shutil.copytree(CLUSTER, tmp_path / "cluster")
+    scripts = {
+        "nvidia-smi": f"for i in $(seq {gpus}); do echo GPU $i: A card; done",
+        "python": f"if [ $1 = -c ]; then echo {replicas}; else printf 'run\\t0\\tnone\\tready\\n'; fi",
+        "accelerate": 'echo "$@" >> started; exit 0',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, body in scripts.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    across = {"MACHINES": str(machines), "MACHINE_RANK": "0", "MAIN_ADDRESS": "a", "MAIN_PORT": "1"}
+    environment = {**os.environ, **across, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["cluster/local.sh", "c.yaml"], cwd=tmp_path, env=environment, check=True, timeout=60)
+    words = (tmp_path / "started").read_text()
+    assert f"--num_processes {machines * started} " in words
+    assert ("ddp.yaml" in words) == (gpus > 0)

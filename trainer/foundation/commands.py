@@ -21,6 +21,10 @@ def run_command(main: Callable[[list[str]], int], *, prints: bool = True) -> int
     `prints`: what the command prints is all that it does, so that it is done when its reader leaves, as with `| head`.
     """
     open_streams()
+    if "torch" in sys.modules:  # else the verb computes nothing, and torch takes seconds to import
+        from trainer.foundation.arithmetic import set_arithmetic
+
+        set_arithmetic()
     try:
         with console():
             return main(sys.argv[1:])

@@ -119,6 +119,7 @@ class AdversarialMethod:
         self.terms = {term.name: term for term in every}
         if len(self.terms) < len(every):
             raise ValueError(f"terms: two have the same name, of {', '.join(term.name for term in every)}; rename one")
+        self.draws = any(getattr(term, "draws", True) for term in every)
 
     def build(self, network: str) -> nn.Module:
         """The network of this name."""

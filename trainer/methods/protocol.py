@@ -108,7 +108,8 @@ class Sampler(Protocol):
 class Method(Protocol):
     """What a paper adds. It sees callables and tensors: no optimizer, no device, no process group.
 
-    Random draws inside a pass come from torch's default generator, which the loop seeds for each turn and replica.
+    Random draws inside a pass come from torch's default generator, which the loop seeds for each turn and replica,
+    unless no layer draws and the method says `draws = False`.
     """
 
     players: Mapping[str, Sequence[str]]

@@ -72,6 +72,7 @@ class SpectralLayer(nn.Module):
     """
 
     fuses = "spectral_norm"
+    shared_buffers = ("u",)
     weight: nn.Parameter
     u: Tensor
 

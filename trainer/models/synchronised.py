@@ -67,7 +67,7 @@ class _Normalise(torch.autograd.Function):
         # One row per process, all others 0: the sum is exact, and the rows are then combined in the same order everywhere
         # (Chan et al. 1979), without the cancellation of a sum of squares.
         rows = torch.zeros(dist.get_world_size(), 2 * channels + 1, dtype=wide.dtype, device=x.device)
-        rows[dist.get_rank()] = torch.cat([mean, variance, mean.new_tensor([count])])
+        rows[dist.get_rank()] = torch.cat([mean, variance, torch.full_like(mean[:1], count)])  # no copy from the host
         dist.all_reduce(rows)
         means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
         total = counts.sum()

@@ -21,6 +21,7 @@ What a module offers, where it has it:
 | `update_statistics` | False: a training pass leaves the state as it is |
 | `normalise` | the function that normalises; another may do it over all processes (synchronised.py) |
 | `joined_passes` | n: a batch is n passes in one, as n equal groups of samples, one behind the other |
+| `shared_buffers` | names of the buffers that are the same on every process, bit for bit (training/selfcheck.py) |
 | `recompute` | of a network: True: the backward pass computes the blocks again (recomputation.py) |
 | `placed_convolutions(resolution)` | of a network: its convolutions that have other forms (forms.py) |
 | `takes_labels` | of a class of norms: it is called with the labels as well (conditioning.py) |

@@ -49,9 +49,13 @@ class AdamConfig:
             epsilon /= (1.0 - self.beta2**steps) ** 0.5
         return {"lr": self.learning_rate * rate_factor, "eps": epsilon}
 
-    def state(self, steps: int, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """torch's state of a parameter after `steps` updates; `moments` are by the names in `moments` of this class."""
-        device = next(iter(moments.values())).device
+    def state(self, steps: int, moments: Mapping[str, Tensor], *, fused: bool) -> dict[str, Tensor]:
+        """torch's state of a parameter after `steps` updates; `moments` are by the names in `moments` of this class.
+
+        The count lies where torch itself keeps it: beside the moments if `fused`, else on the CPU (on a GPU every update of
+        every parameter would wait for it).
+        """
+        device = next(iter(moments.values())).device if fused else torch.device("cpu")
         return {"step": torch.tensor(float(steps), device=device), **moments}
 
 
@@ -83,8 +87,8 @@ class SGDConfig:
             momentum += share * (self.final_momentum - self.momentum)
         return {"lr": self.learning_rate * rate_factor, "momentum": momentum}
 
-    def state(self, steps: int, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """torch's state of a parameter after `steps` updates."""
+    def state(self, steps: int, moments: Mapping[str, Tensor], *, fused: bool) -> dict[str, Tensor]:
+        """torch's state of a parameter after `steps` updates; it has no count."""
         return dict(moments)
 
 

@@ -1,6 +1,6 @@
 """A player: networks that minimise one loss, their optimizer and their parallel strategy. The loop knows no strategy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -9,6 +9,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.foundation.transfer import fetch_later
 from trainer.players.optimizers import AdamConfig, SGDConfig
 from trainer.players.reduction import fixed_order_gradients
 from trainer.players.zero import ZeroEngine
@@ -49,10 +50,11 @@ class Player:
             for network, module in modules.items()
         }
         self.networks = dict(self.modules)
+        self._fused = speed.fused_adam
         self.optimizer = config.build([p for _, p in self.named_parameters()], fused=speed.fused_adam)
         self._defaults = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
-        self.steps = {key: 0 for key, _ in self.named_parameters()}
-        """How often each parameter has moved."""
+        self._open: tuple[Callable[[], Tensor], dict[str, int]] | None = None
+        self._steps = {key: 0 for key, _ in self.named_parameters()}
         self.deterministic = deterministic
         self.averaged = 1 if deterministic else launch.world_size
         self.zero: ZeroEngine | None = None
@@ -143,19 +145,35 @@ class Player:
             {**self._defaults, **self.config.options(steps, rate_factor), "params": list(parameters.values())}
             for steps, parameters in moving.items()
         ]
-        if self.scaler and not self._scaled_step(self.scaler):
-            return
-        if not self.scaler:
+        counts = {key: steps for steps, parameters in moving.items() for key in parameters}
+        if self.scaler:
+            self._scaled_step(self.scaler, counts)
+        else:
             self.optimizer.step()
-        for steps, parameters in moving.items():
-            self.steps |= dict.fromkeys(parameters, steps)
+            self._steps |= counts
 
-    def _scaled_step(self, scaler: torch.amp.GradScaler) -> bool:
-        """fp16: a step whose scaled gradient overflows is left out, and the scale lowered. Whether it was taken."""
-        before = scaler.get_scale()
+    def _scaled_step(self, scaler: torch.amp.GradScaler, counts: dict[str, int]) -> None:
+        """fp16: a step whose scaled gradient overflows is left out, and the scale lowered. Whether it was taken the device
+        knows; the host asks when it needs the `counts`, not now."""
+        one = torch.ones((), device=self.launch.device)
+        before = scaler.scale(one)
         scaler.step(self.optimizer)
         scaler.update()
-        return scaler.get_scale() >= before
+        self._open = (fetch_later(scaler.scale(one) >= before), counts)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """How often each parameter has moved. Under fp16 it waits for the last update, if that is still under way."""
+        if self._open is not None:
+            taken, counts = self._open
+            self._open = None
+            if taken():
+                self._steps |= counts
+        return self._steps
+
+    @steps.setter
+    def steps(self, counts: dict[str, int]) -> None:
+        self._open, self._steps = None, counts
 
     def forget(self) -> None:
         """The optimizer starts anew: no moments, no counts. Raises `SettingError` under ZeRO."""
@@ -187,7 +205,9 @@ class Player:
         return name.partition("/")[0] in (self.name, self._optimizer_name, f"{self.name}.scaler")
 
     def state(self) -> dict[str, Tensor]:
-        """Logical state, by name, on the CPU: parameters, buffers, the optimizer's moments and step counts.
+        """Logical state, by name, where it lies: parameters, buffers, the optimizer's moments and step counts.
+
+        Nothing is copied to the CPU here: the saver does that, into memory that it keeps, in the main process alone.
 
         `step` is the largest count; parameters that moved less often have one of their own, `step/PARAMETER`. Every
         process calls this, since ZeRO gathers its parts.
@@ -213,7 +233,7 @@ class Player:
             scaler = self.scaler.state_dict()
             state[f"{self.name}.scaler/scale"] = torch.tensor(scaler["scale"], dtype=torch.float64)
             state[f"{self.name}.scaler/growth_tracker"] = torch.tensor(scaler["_growth_tracker"])
-        return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        return {key: value.detach().contiguous() for key, value in state.items()}
 
     def _moment(self, parameter: nn.Parameter, moment: str) -> Tensor:
         found: Tensor | None = self.optimizer.state.get(parameter, {}).get(moment)
@@ -259,7 +279,7 @@ class Player:
             moments = {moment: torch.zeros_like(parameter) for moment in self.config.moments}
             for moment, value in moments.items():
                 value.copy_(mine[f"{prefix}{moment}/{key}"])
-            self.optimizer.state[parameter] = self.config.state(self.steps[key], moments)
+            self.optimizer.state[parameter] = self.config.state(self.steps[key], moments, fused=self._fused)
 
 
 def check_names(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.foundation.errors import NonFinite
-from trainer.processes.launch import Launch
+from trainer.processes.launch import Launch, Precision
 
 BUCKET_ELEMENTS = 25_000_000  # 100 MB in fp32; DeepSpeed's own default of 5e8 takes 2 GB per player
 
 
-def settings(stage: int) -> dict[str, Any]:
+def settings(stage: int, precision: Precision = "fp32", device: str = "cpu") -> dict[str, Any]:
     """DeepSpeed's configuration of one engine. Batch sizes are ours: DeepSpeed only counts with them."""
+    # Left to itself the engine switches the autocast off that it finds on (CUDA's; on a CPU it asks for CUDA's as well, and
+    # so leaves it on). No module is named whose gradients would be sent in bf16: they stay fp32.
+    autocast = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     return {
+        **({"torch_autocast": autocast} if precision == "bf16" else {}),
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": 0.0,
@@ -28,7 +32,7 @@ def settings(stage: int) -> dict[str, Any]:
             "stage": stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
-            "overlap_comm": torch.cuda.is_available(),
+            "overlap_comm": device == "cuda",
         },
         "zero_allow_untested_optimizer": True,  # torch's Adam: DeepSpeed's own would be compiled for minutes
         "zero_force_ds_cpu_optimizer": False,
@@ -46,7 +50,7 @@ class ZeroEngine:
             model=module,
             optimizer=optimizer,
             model_parameters=list(module.parameters()),
-            config=settings(2 if launch.strategy == "zero2" else 1),
+            config=settings(2 if launch.strategy == "zero2" else 1, launch.precision, launch.device.type),
             dist_init_required=False,
         )[0]
         self._engine: Any = self.network

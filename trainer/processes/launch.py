@@ -1,7 +1,9 @@
 """What the launch gave this process: rank, device, precision, strategy. The experiment's YAML never mentions hardware."""
 
 import ctypes
+import hashlib
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch.distributed as dist
 import yaml
 from torch import Tensor
 
-from trainer.foundation.errors import NonFinite, TrainerError
+from trainer.foundation.errors import NonFinite, SettingError, TrainerError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Strategy = Literal["single", "ddp", "zero1", "zero2"]
@@ -62,15 +64,20 @@ class Launch:
         return replica // (base + 1) if replica < first else extra + (replica - first) // base
 
 
-def read_launch() -> Launch:
+def read_launch(device: str | None = None) -> Launch:
     """Read the launch from the environment that `accelerate launch` (or torchrun) set; starts nothing.
 
-    Raises `TrainerError`, beginning with the key of accelerate's YAML, for what is not supported.
+    `device`: `cpu` or `cuda`; None: a GPU where one is seen and the launch does not say CPU. Raises `TrainerError`,
+    beginning with the key of accelerate's YAML or with --device, for what is not supported.
     """
     environment = os.environ
     world_size = int(environment.get("WORLD_SIZE", "1"))
     local_rank = int(environment.get("LOCAL_RANK", "0"))
-    use_cuda = torch.cuda.is_available() and not _is_true("ACCELERATE_USE_CPU")
+    if device not in (None, "cpu", "cuda"):
+        raise SettingError(f"--device: is {device!r}; give cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SettingError("--device: is 'cuda', but this process sees no GPU; give cpu, or leave it out")
+    use_cuda = torch.cuda.is_available() and not _is_true("ACCELERATE_USE_CPU") if device is None else device == "cuda"
     mixed = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed not in ("no", "bf16", "fp16"):
         raise TrainerError(f"mixed_precision (accelerate's YAML): is {mixed!r}; set it to 'no', 'bf16' or 'fp16'")
@@ -97,6 +104,8 @@ def read_launch() -> Launch:
             f"num_processes (accelerate's YAML): {announced} processes were asked for, but this one was started as one of "
             f"{world_size}; set distributed_type to MULTI_GPU (accelerate starts a single process for MULTI_CPU and for --cpu)"
         )
+    if use_cuda:
+        _check_card(local_rank, world_size)
     return Launch(
         rank=int(environment.get("RANK", "0")),
         world_size=world_size,
@@ -105,6 +114,19 @@ def read_launch() -> Launch:
         precision=cast(Precision, "fp32" if mixed == "no" else mixed),
         strategy=strategy,
     )
+
+
+def _check_card(local_rank: int, world_size: int) -> None:
+    """Raise `TrainerError` unless there is a GPU for this process: NCCL wants one for each (a MIG slice counts as one GPU,
+    and a process sees no second one)."""
+    seen = torch.cuda.device_count()
+    if local_rank >= seen:
+        raise TrainerError(
+            f"num_processes (accelerate's YAML): this is process {local_rank} of its machine (from 0; {world_size} in all), "
+            f"and it sees {seen} GPU{'s' if seen != 1 else ''}; start one process for each GPU, with "
+            "cluster/launch/single_bf16.yaml on one, or train on the CPU with cluster/launch/cpu.yaml; where a batch system "
+            "shows each process a GPU of its own, let every process see all of its machine's"
+        )
 
 
 def _is_true(variable: str) -> bool:
@@ -189,7 +211,8 @@ def start_processes(launch: Launch, timeout: timedelta = timedelta(minutes=10)) 
         torch.cuda.set_device(launch.device)
     else:
         keep_freed_memory()
-    backend = "nccl" if launch.device.type == "cuda" else "gloo"
+    # On GPUs what lies in host memory goes through gloo: NCCL would have the host wait for all that the GPU has to do.
+    backend = "cpu:gloo,cuda:nccl" if launch.device.type == "cuda" else "gloo"
     if launch.world_size == 1:
         if launch.strategy != "single":  # DeepSpeed asks for a group even where there is nobody else
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
@@ -199,16 +222,22 @@ def start_processes(launch: Launch, timeout: timedelta = timedelta(minutes=10)) 
         raise TrainerError(
             f"WORLD_SIZE: the launcher announced {launch.world_size} processes, {dist.get_world_size()} came"
         )
+    if launch.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(launch.device)
+        check_cards(launch, f"{socket.gethostname()}/{properties.uuid}")
 
 
-def set_arithmetic(*, tf32: bool, deterministic: bool) -> None:
-    """How a GPU multiplies (both ways said: PyTorch's own default is TF32 in convolutions) and whether its sums have a
-    fixed order."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    if deterministic and torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+def check_cards(launch: Launch, card: str) -> None:
+    """Raise `TrainerError` on every process if two of them have the same GPU, which NCCL refuses less clearly."""
+    cards = torch.zeros(launch.world_size, dtype=torch.int64)
+    cards[launch.rank] = int.from_bytes(hashlib.blake2b(card.encode(), digest_size=8).digest(), "little") >> 1
+    found = sum_over_processes(launch, cards).tolist()
+    for rank, other in enumerate(found):
+        if (first := found.index(other)) != rank:
+            raise TrainerError(
+                f"LOCAL_RANK: processes {first} and {rank} have the same GPU; start them with `accelerate launch` or torchrun, "
+                "which number the processes of a machine, one for each of its GPUs"
+            )
 
 
 def stop_processes() -> None:

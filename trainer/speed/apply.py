@@ -1,7 +1,7 @@
 """The settings of `speed.*`, put into the networks."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -35,10 +35,6 @@ def apply_speed(speed: SpeedConfig, networks: Mapping[str, nn.Module], resolutio
         for item in placed_convolutions(network, resolution):
             set_form(item, _chosen(speed, item, launch.device))
     _set_recomputation(speed.recompute_blocks, networks)
-    if launch.device.type == "cuda":
-        torch.backends.cudnn.benchmark = speed.cudnn_benchmark
-    if speed.compile != "none":
-        compile_blocks(speed, networks.values())
 
 
 def _set_recomputation(recompute: bool, networks: Mapping[str, nn.Module]) -> None:
@@ -68,29 +64,10 @@ def _chosen(speed: SpeedConfig, item: Placed, device: torch.device) -> str:
 
 def check_speed(speed: SpeedConfig, launch: Launch) -> None:
     """Raise `SettingError` for settings that this launch cannot keep."""
-    if speed.compile != "none" and launch.device.type != "cuda":
-        raise SettingError(
-            f"speed.compile: is {speed.compile!r}, which is for GPUs, and this process has none (on a CPU compiling takes "
-            "longer than it gains); set it to none"
-        )
-    if speed.compile == "graphs" and launch.strategy != "single":
-        raise SettingError(
-            f"speed.compile: is 'graphs', which records the kernels of one process, and the launch asks for "
-            f"{launch.strategy}; set it to blocks"
-        )
     if speed.bf16_gradients and launch.strategy in ("zero1", "zero2"):
         raise SettingError(
             f"speed.bf16_gradients: is true, but under {launch.strategy} DeepSpeed sends the gradients; set it to false"
         )
-
-
-def compile_blocks(speed: SpeedConfig, networks: Iterable[nn.Module], backend: str = "inductor") -> None:
-    """Compile every residual block in place; names of parameters stay. The penalties' second derivatives are refused by
-    `trainer.config`, since compiled code has none."""
-    mode = "reduce-overhead" if speed.compile == "graphs" else None
-    for network in networks:
-        for block in getattr(network, "blocks", ()):
-            block.compile(backend=backend, mode=mode if backend == "inductor" else None, dynamic=False)
 
 
 def describe_host(speed: SpeedConfig, launch: Launch) -> str:

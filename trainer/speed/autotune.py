@@ -33,8 +33,8 @@ class Tuned(NamedTuple):
 def choose_forms(run_dir: str, networks: Sequence[Tuned], launch: Launch) -> None:
     """Let every layer compute in the form that is fastest here, or that speed.json in `run_dir` remembers.
 
-    The main process times and remembers; the others follow. A record is for one device, precision and version of
-    PyTorch; on another the layers are timed again, which is logged.
+    The main process times and remembers; the others follow. A record is for one device, precision, version of
+    PyTorch and of cuDNN; on another the layers are timed again, which is logged.
     """
     items = {
         f"{tuned.name}.{item.name}": (item, tuned.batch)
@@ -91,8 +91,9 @@ def _now(launch: Launch) -> float:
 
 
 def describe_device(launch: Launch) -> str:
-    """What timings are good for: device, precision, threads, version of PyTorch."""
+    """What timings are good for: device, precision, threads, versions of PyTorch and of cuDNN."""
     device = "cpu"
     if launch.device.type == "cuda":
-        device = torch.cuda.get_device_name(launch.device)
+        name, cudnn = torch.cuda.get_device_name(launch.device), torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        device = f"{name}, cuDNN {cudnn}"
     return f"{device}, {launch.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -4,9 +4,9 @@ The plain forms are the reference. Parameters, checkpoints, hashes and initial w
 a checkpoint moves freely between them; the bits that follow it then differ as after any other order of summation.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 
 
@@ -42,10 +42,21 @@ class SpeedConfig:
     (speed.json), so that the run goes on with the same kernels. It stands above `convolutions`."""
     cudnn_benchmark: bool = False
     """GPU: let cuDNN choose its algorithms by timing. Its choice, and so the last bits, may differ from start to start."""
-    compile: Literal["none", "blocks", "graphs"] = "none"
-    """GPU: torch.compile of every residual block (`blocks`), also as CUDA graphs (`graphs`). Never run on a GPU by us."""
     bf16_gradients: bool = False
     """DDP: send gradients in bfloat16, half the traffic, rounded to 8 bits before they are added up."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_compile(cls, given: Any) -> Any:
+        """Checkpoints and files from before hold `compile: none`, the default of a setting that is gone."""
+        if isinstance(given, dict) and "compile" in given:
+            if given["compile"] != "none":
+                raise ValueError(
+                    f"speed.compile: is {given['compile']!r}, but there is no such setting any more (PyTorch compiled a few "
+                    "blocks and ran the others as they are); leave it out"
+                )
+            return {name: value for name, value in given.items() if name != "compile"}
+        return given
 
 
 PLAIN = SpeedConfig(

@@ -16,6 +16,7 @@ from trainer.checkpoint.resume import Change, check_data, check_settings
 from trainer.checkpoint.saver import Saver
 from trainer.classifiers.identity import as_classes, places_of
 from trainer.config import Config, as_tree, config_from_tree, section_of
+from trainer.foundation.arithmetic import hardware, hardware_changes
 from trainer.foundation.errors import CheckpointError, SettingError, TrainerError
 from trainer.methods.terms import guidance
 from trainer.metrics.measures import measurement_named
@@ -117,6 +118,13 @@ class Keeper:
         if restored is not None:
             for change in self._judge(restored.commit):
                 logger.warning("changed since the checkpoint of iteration %d: %s", restored.commit.iteration, change)
+            then, here = restored.commit.info.get("hardware", {}), hardware(self.launch.device)
+            if changed := hardware_changes(then, here):
+                logger.warning(
+                    "the checkpoint of iteration %d was made elsewhere (%s): the run goes on, with other last bits",
+                    restored.commit.iteration,
+                    "; ".join(changed),
+                )
             self.fingerprints = dict(restored.commit.info.get("source_fingerprints", {}))
             if restored.commit.info.get("data_fingerprint"):
                 self.fingerprints["data"] = restored.commit.info["data_fingerprint"]
@@ -257,6 +265,7 @@ class Keeper:
             "strategy": self.launch.strategy,
             "precision": self.launch.precision,
             "world_size": self.launch.world_size,
+            "hardware": hardware(self.launch.device),
             "data_fingerprint": self.fingerprints.get("data"),
             **({"source_fingerprints": others} if others else {}),
             "class_names": [entry.name for entry in self.classes],

@@ -11,19 +11,20 @@ from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
 from data_pipeline.reading.stream import open_stream
 from trainer.config import Config, as_yaml, check_launch, section_of
+from trainer.foundation.arithmetic import Arithmetic, set_arithmetic, slowness
 from trainer.foundation.errors import NonFinite, SettingError
 from trainer.foundation.log import run_log
 from trainer.methods.places import batches_from, samples_before, sources_of
 from trainer.methods.protocol import Method, Shards
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
-from trainer.processes.launch import Launch, set_arithmetic, sum_over_processes
+from trainer.processes.launch import Launch, sum_over_processes
 from trainer.processes.preemption import StopRequest, clear_marker, write_marker
 from trainer.speed.apply import describe_host
 from trainer.speed.autotune import Tuned, choose_forms
 from trainer.telemetry.board import Telemetry
 from trainer.telemetry.mirror import RunFolder
-from trainer.training.draws import Draws, Source
+from trainer.training.draws import Draws, Source, anything_draws
 from trainer.training.finetuning import ClassifierStage
 from trainer.training.iteration import run_iteration
 from trainer.training.keeper import Keeper
@@ -65,7 +66,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     # What can be refused is refused before anything is written.
     check_launch(config, launch)
     check_start(launch, config)
-    set_arithmetic(tf32=run.tf32, deterministic=run.deterministic)
+    set_arithmetic(Arithmetic(run.tf32, run.deterministic, config.speed.cudnn_benchmark))
     stage = ClassifierStage(config, _shards(config, "data").manifest, launch)
     method = config.objective.build(config.problem(stage.terms))
     method.check({name: _shards(config, name) for name in sources_of(method)})
@@ -92,8 +93,11 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             telemetry.settings(as_yaml(config), start)
             telemetry.say(report.opening(start))
             telemetry.say(describe_host(config.speed, launch))
+            if slow := slowness(launch.device, launch.precision, run.tf32):
+                telemetry.say(slow)
             clear_marker(run.dir)
 
+        seeded = anything_draws(method, (m for player in state.players.values() for m in player.modules.values()))
         for iteration in range(start, run.iterations + 1):
             # Status, samples, evaluation, checkpoint, stop: before the step, so that neither end is a special case.
             last = iteration == run.iterations
@@ -129,7 +133,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             # The method's turns.
             turns = stage.applied(method.turns(iteration), state)
             held = launch.held_replicas(batch.replicas)
-            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device)
+            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded)
             scalars = run_iteration(
                 method,
                 state.players,
@@ -208,7 +212,6 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
         held=launch.held_replicas(replicas),
         sizes=batches_from(method, name, start),
         first_position=samples_before(method, name, start),
-        pin_memory=launch.device.type == "cuda",
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
 
@@ -230,5 +233,6 @@ def _agree(launch: Launch, *flags: bool) -> tuple[bool, ...]:
     """Each flag as the same answer everywhere: whether any process raises it."""
     if launch.world_size == 1:
         return flags
-    sums = sum_over_processes(launch, torch.tensor([float(flag) for flag in flags], device=launch.device))
+    # In host memory, also on GPUs: so nobody waits for what the GPU still has to do.
+    sums = sum_over_processes(launch, torch.tensor([float(flag) for flag in flags]))
     return tuple(total > 0 for total in sums.tolist())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from trainer.checkpoint.commits import state_hash
 from trainer.config import Config, as_yaml, section_of
@@ -55,8 +56,18 @@ def check_state(launch: Launch, fingerprints: Mapping[str, str], players: Mappin
             launch, f"manifest ({section_of(source)}.shards)", fingerprint, "let every machine read the same shards"
         )
     for player in players.values():
-        mine = state_hash({name: value.detach().cpu() for name, value in player.named_parameters()})
+        mine = state_hash({name: value.cpu() for name, value in shared_tensors(player).items()})
         check_same(launch, f"{player.name}'s parameters", mine, "this is a defect: please report it")
+
+
+def shared_tensors(player: Player) -> dict[str, Tensor]:
+    """What must be the same on every process: the player's parameters, and the buffers of which their layers say so."""
+    found: dict[str, Tensor] = {name: value.detach() for name, value in player.named_parameters()}
+    for network, module in player.modules.items():
+        for place, layer in module.named_modules():
+            for name in getattr(layer, "shared_buffers", ()):
+                found[f"{network}/{place}.{name}"] = getattr(layer, name)
+    return found
 
 
 def heartbeat(launch: Launch, players: Mapping[str, Player], iteration: int) -> None:
@@ -64,9 +75,9 @@ def heartbeat(launch: Launch, players: Mapping[str, Player], iteration: int) -> 
     if launch.world_size == 1:
         return
     mine = {
-        f"{player.name}/{name}": state_hash({name: parameter.detach().cpu()})
+        f"{player.name}/{name}": state_hash({name: value.cpu()})
         for player in players.values()
-        for name, parameter in player.named_parameters()
+        for name, value in shared_tensors(player).items()
     }
     main = share_object(launch, mine)
     differing = [name for name in mine if mine[name] != main[name]]

@@ -80,14 +80,17 @@ class State:
         return self.ema.modules if self.ema else self.shown.modules
 
     def tensors(self) -> dict[str, Tensor]:
-        """The full logical state, by name. Every process calls it, since a part may have to be gathered."""
+        """The full logical state, by name, where it lies: on the device, but for what the host alone knows.
+
+        Every process calls it, since a part may have to be gathered.
+        """
         average = self.ema.state() if self.ema else {}
         state: dict[str, Tensor] = {}
         for player in self.players.values():
             state |= player.state()
         return {
             **state,
-            **{name: value.cpu().contiguous() for name, value in average.items()},
+            **{name: value.contiguous() for name, value in average.items()},
             **({ROLLBACKS: torch.tensor(self.rollbacks)} if self.rollbacks else {}),
             **self.marks,
             **{f"{MEMORY}{name}": self._gathered(name) for name in self._memory_like},

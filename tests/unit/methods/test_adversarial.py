@@ -194,5 +194,5 @@ def test_a_lazy_penalty_is_on_in_every_so_many_updates():
 def test_two_terms_of_one_name_are_refused():
     """The second would replace the first in silence."""
     (term,) = R1Config().build()
-    with pytest.raises(ValueError, match="^terms: two have the same name, of penalty, penalty"):
+    with pytest.raises(ValueError, match=r"^terms: two have the same name, of penalty, penalty"):
         method_of(AdversarialConfig(penalty=R1Config()), terms=(term,))

@@ -133,3 +133,16 @@ def test_penalties_differentiate_twice():
         return penalties.gradient_penalty(logits, x, fake, mix), penalties.r1(logits(leaf), leaf)
 
     assert gradcheck(of_weight, torch.randn(1, 1, 2, 2, dtype=torch.float64, requires_grad=True))
+
+
+def test_input_gradients_of_fp16_passes_are_not_rounded_away() -> None:
+    """1e-7 is below what fp16 holds with any accuracy; the gradient goes through the network in fp16."""
+    samples = torch.ones(2, 4, requires_grad=True)
+    weight = torch.full((4, 1), 3e-4)
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            hidden = samples @ weight
+            logits = (hidden.float() * 3e-4).squeeze(1)
+            found[dtype] = penalties.input_gradient(logits, samples)
+    torch.testing.assert_close(found[torch.float16], torch.full((2, 4), 9e-8), rtol=1e-2, atol=0)

@@ -9,10 +9,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trainer.models.layers import convolution_dtype
+
+FP16_SCALE = 2.0**10
+"""What the input gradients of fp16 passes are scaled by: up to 64 is then in fp16's range, and down to 6e-8 exact."""
+
 
 def input_gradient(logits: Tensor, samples: Tensor) -> Tensor:
-    """d logits_i / d samples_i of every sample: [B, ...], with a graph. `samples` must require a gradient."""
-    return torch.autograd.grad(logits.sum(), samples, create_graph=True)[0]
+    """d logits_i / d samples_i of every sample: [B, ...], with a graph. `samples` must require a gradient.
+
+    Under fp16 the sum is scaled on the way through the network, which would round small gradients to 0.
+    """
+    if convolution_dtype(samples) != torch.float16:
+        return torch.autograd.grad(logits.sum(), samples, create_graph=True)[0]
+    return torch.autograd.grad(FP16_SCALE * logits.sum(), samples, create_graph=True)[0] / FP16_SCALE
 
 
 def gradient_penalty(

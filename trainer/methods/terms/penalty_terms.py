@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from trainer.foundation.choices import Choice
+from trainer.foundation.transfer import to_device
 from trainer.methods.terms import penalties
 from trainer.methods.terms.term import Seen, Term, Value
 
@@ -76,7 +77,9 @@ class GradientPenalty(Term):
         assert seen.real is not None and seen.real_images is not None and seen.real_labels is not None  # noqa: PT018
         n = min(len(seen.real_images), len(seen.fake_images))
         labels = seen.real_labels[:n]
-        mix = torch.rand(n, dtype=seen.real_images.dtype, device=seen.real_images.device)
+        mix = to_device(
+            torch.rand(n, dtype=seen.real_images.dtype), seen.real_images.device
+        )  # the same on every device
         value = penalties.gradient_penalty(
             lambda x: seen.discriminator(x, labels).logits,
             seen.real_images[:n],
@@ -93,6 +96,7 @@ class R1(Term):
     """gamma / 2 x E |grad D(x)|^2 at real x."""
 
     name = "penalty"
+    draws = False
     differentiates_images = True
 
     def __init__(self, config: R1Config) -> None:
