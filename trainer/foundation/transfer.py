@@ -26,7 +26,7 @@ def fetch_later(value: Tensor) -> Callable[[], Tensor]:
         return lambda: kept
     host = torch.empty_like(value, device="cpu", pin_memory=True)
     host.copy_(value.detach(), non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
     def fetched() -> Tensor:
