@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-evaluation bench-data bench-train study-speed
+.PHONY: demo test proofs setup lint help study-conditioning study-finetune bench-classifier-loss bench-saving bench-evaluation bench-data bench-train study-speed gpu
 
 PYTHON ?= python3
 VENV := .venv
@@ -48,6 +48,10 @@ bench-train: setup  ## the training step next to its plain form and torch-mimicr
 	python -m benchmarks.bench_train
 	python -m benchmarks.bench_train --batch own --only fast
 	python -m benchmarks.bench_scaling
+
+gpu:  ## what only a GPU can answer, in two parts of 5 minutes; PARTS=a, b or sections, DEVICE=cpu is the small form
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-4} $(if $(wildcard $(VENV)/bin/python),python,$(PYTHON)) -m benchmarks.gpu_check \
+	    $(PARTS) --device $(or $(DEVICE),cuda) $(if $(OUT),--out $(OUT)) $(if $(DATA),--data $(DATA)) $(if $(RESUME),--resume)
 
 study-speed: setup $(FASHION)/classifier.safetensors  ## what the fast and the bf16 form learn, three seeds each (a quarter of an hour)
 	python -m studies.study_speed --out runs/study_speed

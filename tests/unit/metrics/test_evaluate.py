@@ -52,6 +52,7 @@ def test_every_measure_is_published_with_its_small_print(
     }  # fmt: skip
     for name, record in records.items():
         assert name == "class_accuracy" or name in printed
+        assert (record["precision"], record["hardware"]["device"]) == ("fp32", "cpu")
         for key in (
             "seed",
             "iteration",

@@ -1,0 +1,1 @@
+"""What only a GPU can answer, in one command: `make gpu`. docs/hardware.md says how to run it."""
