@@ -32,6 +32,7 @@ log = logging.getLogger("menagerie.data")  # its warnings are in the run's log
 
 PIECE = 8 << 20
 _SMALLEST_PIECE = 256 << 10
+_SILENCE = 900.0  # seconds that a slow line may need for what the system's buffers hold of an upload
 _SLOWEST = 16 << 10  # bytes per second: a slower upload counts as stalled
 _STREAMS = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
@@ -162,7 +163,7 @@ def open_filesystem(url: str, limits: Limits) -> tuple[Any, str]:
         once = {
             "retries": {"max_attempts": 1},
             "connect_timeout": min(10.0, limits.request),
-            "read_timeout": limits.request,
+            "read_timeout": max(_SILENCE, limits.request),  # `_once` is stricter, and knows the size of what is sent
         }
         options = {"config_kwargs": {**configured, **once}, "use_listings_cache": False}
     try:

@@ -23,11 +23,11 @@ ERRORS = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "Slo
 
 @dataclass
 class Fault:
-    """One kind of fault, for GET requests whose path contains `match`.
+    """One kind of fault, for GET requests (`slow`: PUT requests) whose path contains `match`.
 
     kind: `status` (an answer with that HTTP status), `reset` (RST before the answer), `cut` (RST in the middle of the
     body), `short` (a well-formed answer with fewer bytes), `flip` (one byte wrong), `stall` (half the body, then
-    nothing), `drip` (`rate` bytes a second).
+    nothing), `drip` (`rate` bytes a second), `slow` (the request's body is read at `rate` bytes a second).
     """
 
     kind: str
@@ -81,7 +81,7 @@ class ChaosProxy:
         with self._lock:
             self.requests.append((method, path))
             for fault in self.faults:
-                if method == "GET" and fault.match in path and fault.count != 0:
+                if method == ("PUT" if fault.kind == "slow" else "GET") and fault.match in path and fault.count != 0:
                     if self._random.random() >= fault.probability:
                         continue
                     fault.count -= fault.count > 0
@@ -120,9 +120,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
-    def _forward(self) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _forward(self, rate: float = 0.0) -> tuple[int, list[tuple[str, str]], bytes]:
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
+        if rate:
+            time.sleep(length / rate)
         upstream = http.client.HTTPConnection("127.0.0.1", self.chaos.target, timeout=60)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -154,7 +156,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(fault.status, [("Content-Type", "application/xml")], len(body))
                 self.wfile.write(body)
                 return None
-            status, headers, body = self._forward()
+            status, headers, body = self._forward(fault.rate if fault is not None and fault.kind == "slow" else 0.0)
             length = len(body)
             if self.command == "HEAD":
                 length = int(next((value for name, value in headers if name.lower() == "content-length"), "0"))

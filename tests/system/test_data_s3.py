@@ -20,6 +20,7 @@ from data_pipeline.reading import cache
 from data_pipeline.reading.stream import DataConfig, Stream, open_stream
 from data_pipeline.storage import retrying as store
 from tests.support.chaos_proxy import ChaosProxy, Fault, s3_behind_proxy
+from tests.support.lying_data import jpeg
 
 pytestmark = pytest.mark.xdist_group("data-s3")  # one server for all
 
@@ -321,3 +322,67 @@ def test_verify_and_resume_of_make_shards_in_the_store(
     assert make_shards.main(["idx", str(photographs), url, "--samples-per-shard", "50"]) == 0
     assert "is complete already" in capsys.readouterr().err
     assert make_shards.main(["idx", str(photographs), url, "--samples-per-shard", "60"]) == 1
+
+
+def test_no_path_is_a_pattern(photographs: Path, proxy: ChaosProxy, tmp_path: Path) -> None:
+    """`--overwrite` of exp[12] leaves exp1 and exp2 alone, also those of their objects that are called as ours."""
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    base = "s3://runs/pattern"
+    options = ["--samples-per-shard", "100", "--jobs", "1"]
+    for name in ("exp1", "exp2", "exp[12]"):
+        assert make_shards.main(["idx", str(photographs), f"{base}/{name}", *options]) == 0
+    files.pipe_file("runs/pattern/exp[12]/theirs.txt", b"theirs")
+    before = {name: files.find(f"runs/pattern/{name}", detail=True) for name in ("exp1", "exp2")}
+    again = ["idx", str(photographs), f"{base}/exp[12]", *options, "--size", "16", "--overwrite"]
+    assert make_shards.main(again) == 0
+    files.invalidate_cache()
+    after = {name: files.find(f"runs/pattern/{name}", detail=True) for name in ("exp1", "exp2")}
+    for name in ("exp1", "exp2"):
+        assert {k: v["ETag"] for k, v in after[name].items()} == {k: v["ETag"] for k, v in before[name].items()}
+    assert files.cat_file("runs/pattern/exp[12]/theirs.txt") == b"theirs"
+    assert load_manifest(f"{base}/exp[12]").resolution == 16
+
+
+def test_somebodys_shard_is_kept(photographs: Path, proxy: ChaosProxy, capsys: pytest.CaptureFixture[str]) -> None:
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    files.pipe_file("runs/kept/shard-00000.tar", b"theirs")
+    assert make_shards.main(["idx", str(photographs), "s3://runs/kept", "--jobs", "1"]) == 1
+    assert "holds shard-00000.tar, which no manifest speaks for" in capsys.readouterr().err
+    assert files.cat_file("runs/kept/shard-00000.tar") == b"theirs"
+
+
+def test_an_empty_class_on_s3(
+    photographs: Path, proxy: ChaosProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A console's `new folder` is an object of no bytes whose name ends with a slash."""
+    import s3fs
+
+    files = s3fs.S3FileSystem()
+    for name in ("a/0.jpg", "c/0.jpg"):
+        files.pipe_file(f"runs/classes/{name}", jpeg(1))
+    files.pipe_file("runs/classes/b/", b"")
+    assert make_shards.main(["folder", "s3://runs/classes", str(tmp_path / "out"), "--jobs", "1"]) == 1
+    assert "the sub-folder b of s3://runs/classes holds no images" in capsys.readouterr().err
+    files.rm_file("runs/classes/b/")
+    assert make_shards.main(["folder", "s3://runs/classes", str(tmp_path / "out"), "--jobs", "1"]) == 0
+
+
+def test_a_missing_bucket_is_called_that(proxy: ChaosProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_shards.main(["folder", "s3://nobodys-bucket/x", str(tmp_path / "out"), "--jobs", "1"]) == 1
+    assert "there is no such bucket (404); check the bucket's name" in capsys.readouterr().err
+
+
+def test_a_slow_upload_is_no_fault(
+    photographs: Path, proxy: ChaosProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shard takes longer than a request may, as bytes move all the while."""
+    monkeypatch.setitem(store.Limits.__init__.__kwdefaults__, "request", 1.0)
+    proxy.faults = [Fault("slow", rate=200_000)]
+    assert make_shards.main(["idx", str(photographs), "s3://runs/slow", "--jobs", "1"]) == 0
+    assert proxy.struck == ["slow", "slow"]  # the shard and its record, each once
+    assert "trying again" not in capsys.readouterr().err
+    assert load_manifest("s3://runs/slow").shards[0].bytes > 800_000  # at least four seconds

@@ -201,9 +201,9 @@ class TestMinor:
 
     @pytest.mark.parametrize("jobs", [1, 2])
     def test_sigterm_ends_the_workers_and_leaves_no_parts(self, tmp_path: Path, jobs: int) -> None:
-        source = fill(tmp_path / "in", each=60)
+        source = fill(tmp_path / "in", each=12)
         command = [sys.executable, "-m", "data_pipeline.make_shards", "folder", source, tmp_path / "out"]
-        options = ["--samples-per-shard", 3, "--size", 2000, "--jobs", jobs]
+        options = ["--samples-per-shard", 1, "--size", 900, "--jobs", jobs]
         process = subprocess.Popen([*map(str, command + options)], stderr=subprocess.PIPE, start_new_session=True)
         while not list((tmp_path / "out").glob("shard-*.tar")):
             time.sleep(0.01)
