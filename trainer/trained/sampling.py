@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from trainer.foundation.errors import SettingError
 from trainer.methods.protocol import Sampler
 from trainer.models.layers import BatchNorm2d
 
@@ -24,6 +25,21 @@ def device_of(sampler: Sampler) -> torch.device:
         for tensor in (*network.parameters(), *network.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def device_named(text: str | None, setting: str = "--device") -> torch.device:
+    """The device that is asked for; without a word a GPU where there is one. Raises `SettingError` if it is not there."""
+    if text is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingError(f"{setting}: is {text!r}; give cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingError(f"{setting}: is {text!r}, but there is no such GPU here; give cpu")
+    return device
 
 
 @contextmanager
