@@ -15,6 +15,7 @@ from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import Config, as_tree, as_yaml, config_from_tree, load_config
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
+from trainer.foundation.options import whole
 from trainer.foundation.stores import Store
 from trainer.official.names import official_network
 from trainer.official.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
@@ -32,7 +33,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="official .npz file")
     parser.add_argument("run", metavar="RUN", help="folder or URL of the run to make")
     parser.add_argument("--config", help="experiment to take the settings from (default: read off the arrays)")
-    parser.add_argument("--iteration", type=int, help="of the snapshot (default: from the file or its name, else 0)")
+    parser.add_argument(
+        "--iteration", type=whole(), help="of the snapshot (default: from the file or its name, else 0)"
+    )
     options = parser.parse_args(arguments)
     snapshots = read_snapshots(options.snapshots)
     iteration = options.iteration if options.iteration is not None else snapshots.iteration or 0

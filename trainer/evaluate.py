@@ -9,7 +9,7 @@ Nothing is downloaded unless an address is given.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +25,8 @@ from trainer.classifiers.identity import as_classes, check_classes
 from trainer.foundation.arithmetic import hardware, precision_now
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.foundation.log import to_stdout
+from trainer.foundation.options import number, whole
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
 from trainer.methods.sampling import ClassConditions
 from trainer.metrics.evaluation import Evaluation, Outcome
@@ -70,9 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the run's folder, a path or URL")
-    add("--iteration", type=int, help="which checkpoint (default: the newest)")
+    add("--iteration", type=whole(), help="which checkpoint (default: the newest)")
     add("--follow", action="store_true", help="evaluate every new checkpoint until the run is complete, or Ctrl-C")
-    add("--poll", type=float, default=30.0, metavar="SECONDS", help="how often --follow looks (default: 30)")
+    add(
+        "--poll",
+        type=number(most=1e9, above=True),
+        default=30.0,
+        metavar="SECONDS",
+        help="how often --follow looks (default: 30)",
+    )
     add(
         "--measures",
         help=f"names with commas, or all (default: {DEFAULT_WITH_CLASSIFIER} with --classifier, else {DEFAULT}): "
@@ -88,12 +96,18 @@ def _parser() -> argparse.ArgumentParser:
         help="what judges classes, named in the same way; its classes must be the data's",
     )
     add("--real", metavar="SHARDS", help="real images to compare with (default: those that the run was trained on)")
-    add("--samples", type=int, help="generated images, the classes in turn (default: 10000; 2000 for accuracy alone)")
-    add("--splits", type=int, default=10, help="of the Inception Score (default: 10)")
-    add("--seed", type=int, default=0, help="of the latents (default: 0)")
-    add("--pairs", type=int, default=100, help="of images per class for MS-SSIM (default: 100)")
-    add("--class-samples", type=int, default=5_000, help="generated images per class for intra_fid (default: 5000)")
-    add("--queries", type=int, default=200, help="generated images whose neighbours are looked for (default: 200)")
+    add(
+        "--samples",
+        type=whole(1),
+        help="generated images, the classes in turn (default: 10000; 2000 for accuracy alone)",
+    )
+    add("--splits", type=whole(1), default=10, help="of the Inception Score (default: 10)")
+    add("--seed", type=whole(), default=0, help="of the latents (default: 0)")
+    add("--pairs", type=whole(1), default=100, help="of images per class for MS-SSIM (default: 100)")
+    add(
+        "--class-samples", type=whole(1), default=5_000, help="generated images per class for intra_fid (default: 5000)"
+    )
+    add("--queries", type=whole(1), default=200, help="generated images whose neighbours are looked for (default: 200)")
     add("--weights", choices=["average", "plain"], help="default: the moving average if the run has one")
     add("--statistics", choices=["evaluation", "batch"], default="evaluation", help="what batch norm normalises with")
     add("--cache", type=Path, help="for features of real images (default: MENAGERIE_CACHE or ~/.cache/menagerie)")
@@ -286,9 +300,6 @@ def _report(options: argparse.Namespace, launch: Launch, trained: Trained, conte
     earlier = read_records(options.run) if alarms else []
     warnings = {measure.alarm: measure.warning(trained.iteration, earlier) for measure in alarms}
     first = next(filter(None, warnings.values()), None)
-    _print(outcome, trained.iteration)
-    if first:
-        print(f"WARNING {first.name}: {first.text}", flush=True)
     small_print = context.small_print | {
         "iteration": trained.iteration,
         "state_sha256": trained.state_sha256,
@@ -298,22 +309,27 @@ def _report(options: argparse.Namespace, launch: Launch, trained: Trained, conte
         "warning": f"{first.name}: {first.text}" if first else None,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    told = [*_tables(outcome, trained.iteration)]
+    if first:
+        told.append(f"WARNING {first.name}: {first.text}")
+    for line in told:
+        to_stdout(line)  # nobody need read it: the records are what remains
     publish(options.run, trained.iteration, outcome.measurements, outcome.pictures, small_print, warnings)
     for name in outcome.pictures:
-        print(f"picture: {options.run}/evaluation/{trained.iteration:08d}/{name}.png")
+        to_stdout(f"picture: {options.run}/evaluation/{trained.iteration:08d}/{name}.png")
 
 
-def _print(outcome: Outcome, iteration: int) -> None:
+def _tables(outcome: Outcome, iteration: int) -> Iterator[str]:
     """The measures' own tables, then the others in one."""
     rest: list[Measurement] = []
     for measure, found in outcome.results:
         table = measure.table(iteration)
         if table:
-            print(table)
+            yield table
         else:
             rest += found
     if rest:
-        print(measure_table(rest, iteration))
+        yield measure_table(rest, iteration)
 
 
 def _average(options: argparse.Namespace) -> bool | None:

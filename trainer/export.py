@@ -8,6 +8,8 @@ import sys
 
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
+from trainer.foundation.options import whole
+from trainer.foundation.outputs import check_output
 from trainer.trained.exports import CONFIG_FILE, WEIGHTS_FILE
 from trainer.trained.pretrained import Generator, is_export, open_generator
 
@@ -19,12 +21,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.export", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the run's folder or URL")
     parser.add_argument("out", metavar="OUT", help="folder or URL to write")
-    parser.add_argument("--iteration", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--iteration", type=whole(), help="which checkpoint (default: the newest)")
     parser.add_argument("--weights", choices=["average", "plain"], help="default: the average where there is one")
     options = parser.parse_args(arguments)
     if is_export(options.run):
         raise SettingError(f"RUN: {options.run} is an export already; give the folder of a run")
     average = None if options.weights is None else options.weights == "average"
+    check_output(options.out, "OUT")
     generator = open_generator(options.run, options.iteration, average)
     generator.save_pretrained(options.out)
     kind = "moving average of the weights" if generator.training["moving_average"] else "weights"

@@ -20,6 +20,7 @@ from trainer.costs.timed import Step, measured_turns, timed_iterations
 from trainer.foundation.arithmetic import Arithmetic, set_arithmetic
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
+from trainer.foundation.options import number, whole
 from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
 from trainer.speed.settings import SpeedConfig
 
@@ -217,10 +218,10 @@ def main(arguments: list[str]) -> int:
     """Parse, print; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainer.plan", description=__doc__)
     parser.add_argument("config")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=whole(1), default=1)
     parser.add_argument("--device", default="measured", help=f"measured, {', '.join(DEVICES)}")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
-    parser.add_argument("--efficiency", type=float, default=Assumptions.efficiency)
+    parser.add_argument("--efficiency", type=number(0.0, 1.0, above=True), default=Assumptions.efficiency)
     options, overrides = parser.parse_known_args(arguments)
     if options.device != "measured" and options.device not in DEVICES:
         raise SettingError(f"--device: {options.device!r} is not known; give measured, {', '.join(DEVICES)}")

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
+from trainer.foundation.options import number, whole
+from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.sampling import ClassConditions, Mixing, Truncating
@@ -35,6 +37,7 @@ def main(arguments: list[str]) -> int:
     _check(options)
     average = None if options.weights is None else options.weights == "average"
     device = read_launch(options.device).device
+    check_output(options.out, "--out")
     generator = open_generator(options.source, options.iteration, average, device)
     if options.truncation is not None and not isinstance(generator.sampler, Truncating):
         raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")
@@ -63,12 +66,17 @@ def _parser() -> argparse.ArgumentParser:
         help='names, identifiers or numbers, e.g. "tabby, 814", or what else the method can read (default: up to ten, '
         "evenly chosen)",
     )
-    add("--count", type=int, default=8, help="samples of each class; rows of a morph or an interpolation (default: 8)")
-    add("--seed", type=int, default=0, help="of the latents (default: 0)")
+    add(
+        "--count",
+        type=whole(1),
+        default=8,
+        help="samples of each class; rows of a morph or an interpolation (default: 8)",
+    )
+    add("--seed", type=whole(), default=0, help="of the latents (default: 0)")
     add("--out", default="samples", metavar="DIR", help="folder for the samples (default: samples)")
     add(
         "--truncation",
-        type=float,
+        type=number(above=True),
         metavar="T",
         help="less variety: latent entries beyond +-T are drawn again (or what else the method makes of it)",
     )
@@ -77,13 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--interpolate", action="store_true", help="go from one latent vector to another, in each class")
     add(
         "--steps",
-        type=int,
+        type=whole(1),
         default=9,
         help="samples from one end of a morph or an interpolation to the other (default: 9)",
     )
-    add("--iteration", type=int, help="which checkpoint of a run (default: the newest)")
+    add("--iteration", type=whole(), help="which checkpoint of a run (default: the newest)")
     add("--weights", choices=["average", "plain"], help="of a run; default: the moving average if it has one")
-    add("--batch", type=int, default=50, help="samples computed at a time (default: 50)")
+    add("--batch", type=whole(1), default=50, help="samples computed at a time (default: 50)")
     add("--device", help="default: cuda where there is one, else cpu")
     return parser
 
@@ -93,11 +101,6 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingError("--morph: does not go together with --interpolate; ask for one after the other")
     if options.morph and options.classes:
         raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
-    for name in ("count", "steps", "batch"):
-        if getattr(options, name) < 1:
-            raise SettingError(f"--{name}: is {getattr(options, name)}; give at least 1")
-    if options.truncation is not None and options.truncation <= 0:
-        raise SettingError(f"--truncation: is {options.truncation}; give a number above 0, such as 1 or 0.5")
 
 
 class Plan(NamedTuple):
@@ -118,6 +121,8 @@ def _chosen(generator: Generator, text: str | None) -> Tensor:
     conditions = generator.sampler.conditions
     if text and isinstance(conditions, ClassConditions) and not conditions.classes:
         raise SettingError("--classes: this generator has no classes; leave the option out")
+    if text is not None and not text.strip(" ,"):
+        raise SettingError("--classes: names no class; name some, or leave the option out")
     if text is not None:
         named = [_parsed(generator, "--classes", part) for part in text.split(",") if part.strip()]
     else:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from trainer.checkpoint.names import committed, parse_commit_name
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError, TrainerError
+from trainer.foundation.options import number
 from trainer.foundation.settings import Tree, apply_overrides, read_yaml
 from trainer.foundation.stores import Store
 from trainer.processes.preemption import MARKER
@@ -76,7 +77,9 @@ def _initial_exists(initial: object) -> bool:
 def main(arguments: list[str]) -> int:
     """Print run, iteration, stop and readiness in one line, separated by tabs; exit status 1 if the store cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m trainer.status", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--since", type=float, default=0.0, metavar="SECONDS", help="ignore a marker older than this")
+    parser.add_argument(
+        "--since", type=number(), default=0.0, metavar="SECONDS", help="ignore a marker older than this"
+    )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--section.key value", help="as for training")
     options = parser.parse_args(arguments)

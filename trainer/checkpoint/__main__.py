@@ -11,6 +11,7 @@ from trainer.checkpoint.commits import REJECTED, RUN_FILE, CheckpointConfig, Che
 from trainer.checkpoint.format import MANIFEST, Attempt, Commit, InvalidCommit, NewerFormat, state_hash
 from trainer.checkpoint.retention import clean
 from trainer.foundation.errors import CheckpointError, TrainerError
+from trainer.foundation.options import whole
 
 _COLUMNS = "{:>10}  {:>12}  {:<19}  {:>8}  {:>5}  {:<22}  {}"
 
@@ -18,8 +19,8 @@ _COLUMNS = "{:>10}  {:>12}  {:<19}  {:>8}  {:>5}  {:<22}  {}"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 if all is well, 3 if a checkpoint cannot be trusted or there is none, 2 for a wrong command."""
     options = _parser().parse_args(arguments)
-    store = CheckpointStore(options.run)
     try:
+        store = CheckpointStore(options.run)
         if options.verb == "prune":
             return _prune(options)
         verb = {"list": _list, "verify": _verify, "hash": _hash}[options.verb]
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        print(f"{store.store.url}: the store cannot be read: {error}", file=sys.stderr)
+        print(f"{options.run}: the store cannot be read: {error}", file=sys.stderr)
         return 1
 
 
@@ -46,11 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(verb, help=text, description=text)
         command.add_argument("run", metavar="RUN", help="the run's folder or URL")
         if verb != "prune":
-            command.add_argument("--iteration", type=int, metavar="N", help="only the checkpoint of this iteration")
+            command.add_argument("--iteration", type=whole(), metavar="N", help="only the checkpoint of this iteration")
             continue
         default = CheckpointConfig()
-        command.add_argument("--keep_last", type=int, default=default.keep_last, metavar="K", help="newest that stay")
-        command.add_argument("--keep_every", type=int, default=0, metavar="N", help="multiples of N stay as well")
+        command.add_argument(
+            "--keep_last", type=whole(1), default=default.keep_last, metavar="K", help="newest that stay"
+        )
+        command.add_argument("--keep_every", type=whole(), default=0, metavar="N", help="multiples of N stay as well")
         command.add_argument("--keep_best", metavar="METRIC", help="the best by this metric stays as well")
         command.add_argument("--keep_best_is", choices=("lower", "higher"), default=default.keep_best_is)
         command.add_argument("--rejected", action="store_true", help="also those that were set aside as damaged")
@@ -152,9 +155,6 @@ def _hash(store: CheckpointStore, iteration: int | None) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    if options.keep_last < 1:
-        print(f"--keep_last: is {options.keep_last}; at least 1 checkpoint stays.", file=sys.stderr)
-        return 2
     config = dataclasses.replace(
         CheckpointConfig(),
         keep_last=options.keep_last,

@@ -107,7 +107,7 @@ class CheckpointStore:
         about: Mapping[str, Any] | None = None,
         reached: Callable[[str], None] | None = None,
     ) -> None:
-        self.store = Store(run_url).below(FOLDER)
+        self.store = Store(run_url, "RUN or run.dir").below(FOLDER)
         self.config = config or CheckpointConfig()
         self._about = dict(about or {})
         self.reached = reached or (lambda step: None)

@@ -31,5 +31,5 @@ def parse_commit_name(text: str, setting: str) -> CommitName:
 
 def committed(folder: str) -> set[int]:
     """The iterations of all checkpoints whose manifest exists in the run's folder or URL."""
-    found = Store(folder).below("checkpoints").find()
+    found = Store(folder, "RUN or run.dir").below("checkpoints").find()
     return {int(match[1]) for path in found if (match := _COMMITTED.fullmatch(path))}

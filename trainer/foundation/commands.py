@@ -41,5 +41,12 @@ def run_command(main: Callable[[list[str]], int], *, prints: bool = True) -> int
         if not prints:
             raise
         return 0
+    except KeyboardInterrupt:
+        to_stderr("error: interrupted")
+        return 130
+    except OSError as error:  # a file or a store of the user's
+        where = f"{error.filename}: " if error.filename else ""
+        to_stderr(f"error: {where}{error.strerror or error}")
+        return 1
     finally:
         settle()

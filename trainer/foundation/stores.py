@@ -20,6 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from data_pipeline.storage.files import create_file, make_folder, replace_file, sync_folder
+from trainer.foundation.errors import SettingError
 
 # One PUT up to 5 GiB: a multipart upload of a killed process would stay open on the server, unseen and paid for.
 _SINGLE_PUT_BYTES = 5 * 2**30
@@ -37,11 +38,20 @@ class Store:
     Raises FileNotFoundError for an object that does not exist; other failures are those of the file system.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
+    def __init__(self, url: str | os.PathLike[str], setting: str = "URL") -> None:
+        """Raises `SettingError`, beginning with `setting`, for an empty place and for one of an unknown kind."""
+        if not os.fspath(url).strip() or "\0" in os.fspath(url):
+            raise SettingError(f"{setting}: is {os.fspath(url)!r}; give a folder or a URL")
         self.url = os.fspath(url).rstrip("/") or "/"
         self._s3 = self.url.startswith(("s3://", "s3a://"))
         options = _S3_OPTIONS if self._s3 else {}
-        self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        except (ImportError, ValueError) as error:
+            raise SettingError(
+                f"{setting}: {self.url} cannot be opened ({' '.join(str(error).split())}); give a folder or an s3:// URL, or "
+                "install the package"
+            ) from None
         self.local = isinstance(self._fs, LocalFileSystem)
 
     @property

@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.foundation.errors import SettingError
 from trainer.metrics.kept import KEPT, KeptFeatures
 from trainer.metrics.protocol import Measure, Needs, Seen, Setting
 from trainer.metrics.records import Measurement
@@ -42,6 +43,12 @@ class PrecisionAndRecall(Measure):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         assert setting.network is not None
+        for option, count in (("--samples", setting.plan.samples), ("--real", setting.manifest.samples)):
+            if count <= NEIGHBOURS:
+                raise SettingError(
+                    f"{option}: {count} images are too few for precision_recall, which looks at {NEIGHBOURS} neighbours; "
+                    f"give at least {NEIGHBOURS + 1}, or leave the measure out"
+                )
         self._kept = KeptFeatures(setting.plan.samples, setting.network.dimension)
 
     def add(self, seen: Seen) -> None:

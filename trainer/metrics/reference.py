@@ -5,10 +5,12 @@
 """
 
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.reading.stream import DataConfig
 from data_pipeline.storage.files import replace_file
+from trainer.foundation.errors import TrainerError
 from trainer.metrics.features import FeatureNetwork, combined_digest
 from trainer.metrics.frechet import Gaussian, Moments
 from trainer.metrics.over_real import RealRows, over_real_images
@@ -31,9 +34,15 @@ from trainer.trained.sampling import chunks_of
 FORMAT = "menagerie-reference-1"
 
 
+logger = logging.getLogger("menagerie.metrics")
+
+
 def default_cache() -> Path:
     """`MENAGERIE_CACHE`, or `menagerie` in the user's folder for caches."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        home = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return Path(os.environ.get("MENAGERIE_CACHE") or Path(home) / "menagerie")
 
 
@@ -137,10 +146,13 @@ def _write(folder: Path, results: Iterator[RealRows], manifest: Manifest, networ
 
 
 def _read(folder: Path, digest: str, manifest: Manifest) -> Reference:
-    with np.load(folder / "moments.npz") as moments, np.load(folder / "classes.npz") as classes:
-        gaussian = Gaussian(moments["mean"], moments["covariance"], len(classes["labels"]))
-        labels, predictions = classes["labels"], classes["predictions"]
-    features = np.load(folder / "features.npy", mmap_mode="r")
+    try:
+        with np.load(folder / "moments.npz") as moments, np.load(folder / "classes.npz") as classes:
+            gaussian = Gaussian(moments["mean"], moments["covariance"], len(classes["labels"]))
+            labels, predictions = classes["labels"], classes["predictions"]
+        features = np.load(folder / "features.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise TrainerError(f"--cache: {folder} is damaged ({error}); delete it, and it is computed again") from None
     return Reference(digest, manifest, features, labels, predictions, gaussian)
 
 
@@ -148,8 +160,13 @@ def cached_values(cache: Path, key: str, compute: Callable[[], Mapping[str, obje
     """A small JSON document by digest of `key`: read, or computed and kept. Only the main process calls it."""
     path = cache / "references" / f"{combined_digest(FORMAT, key)[:32]}.json"
     if path.exists():
-        found: dict[str, object] = json.loads(path.read_text())
-        return found
+        try:
+            found = json.loads(path.read_text())
+            if isinstance(found, dict):
+                return found
+        except ValueError:
+            pass
+        logger.warning("%s is damaged; it is computed again", path)
     values = dict(compute())
     replace_file(path, (json.dumps(values) + "\n").encode())
     return values

@@ -14,6 +14,7 @@ from trainer.config import Config, as_yaml, check_launch, section_of
 from trainer.foundation.arithmetic import Arithmetic, set_arithmetic, slowness
 from trainer.foundation.errors import NonFinite, SettingError
 from trainer.foundation.log import run_log
+from trainer.foundation.stores import Store
 from trainer.methods.places import batches_from, samples_before, sources_of
 from trainer.methods.protocol import Method, Shards
 from trainer.methods.schedule import learning_rate_factor
@@ -64,6 +65,7 @@ class _Attempt:
 def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     run, batch = config.run, config.batch
     # What can be refused is refused before anything is written.
+    Store(run.dir, "run.dir")
     check_launch(config, launch)
     check_start(launch, config)
     set_arithmetic(Arithmetic(run.tf32, run.deterministic, config.speed.cudnn_benchmark))

@@ -35,6 +35,13 @@ def test_another_name_is_refused_at_the_start(tiny: Callable[..., Path], name: s
         Keeper(config, LAUNCH)
 
 
+@pytest.mark.parametrize("samples", ["1", "3"])
+def test_too_few_images_are_refused_before_the_work(run: Path, judge_file: str, samples: str) -> None:
+    words = ["--measures", "precision_recall", "--features", judge_file, "--samples", samples]
+    with pytest.raises(SettingError, match=f"--samples: {samples} images are too few for precision_recall"):
+        evaluate([str(run), *words])
+
+
 def test_scores_of_a_commit_have_both_names(run: Path, judge_file: str) -> None:
     assert evaluate([str(run), "--measures", "fid", "--features", judge_file, "--samples", "50"]) == 0
     (noted,) = run.glob("checkpoints/*/scores.json")
