@@ -70,6 +70,6 @@ hand_over() {
         esac
         sleep 15
     done
-    say "could not requeue (job state: ${state:-unknown}); submit the same command again, it goes on from iteration $iteration"
+    say "could not requeue (job state: ${state:-unknown}); submit the same command again, it resumes from iteration $iteration"
     exit "$1"
 }

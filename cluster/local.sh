@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # local.sh CONFIG [--section.key value ...]: trains on this one machine, with one process for each GPU (two without one; never more
-# than the experiment has replicas), and starts again after failures as the Slurm scripts do. SIGTERM, SIGUSR1 or Ctrl-C: it saves and ends; the same command goes on.
+# than the experiment has replicas), and starts again after failures as the Slurm scripts do. SIGTERM, SIGUSR1 or Ctrl-C: it saves and ends; the same command resumes.
 # From the environment: PROCESSES, LAUNCH (accelerate's file: strategy and precision), SITE_LOGS, SITE_RESTARTS, SITE_PAUSE, and for
 # one of several machines MACHINES, MACHINE_RANK, MAIN_ADDRESS, MAIN_PORT (see node.sh). REQUEUE_STATUS: exit status after a
 # stop by signal (0); another one tells a container service or systemd that the run is not complete.
@@ -31,7 +31,7 @@ trap 'being_ended=yes' INT # the terminal sends it to the training as well
 start_processes() { exec cluster/node.sh "$@"; }
 forward_stop() { kill -TERM "$1"; }
 hand_over() {
-    say "stopped as asked; the same command goes on from iteration $iteration"
+    say "stopped as asked; the same command resumes from iteration $iteration"
     return "${REQUEUE_STATUS:-0}"
 }
 

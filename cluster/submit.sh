@@ -113,7 +113,7 @@ tell() {
     printf '%s\n' "" "job $1 ($what)" \
         "  log       tail -F $2" \
         "  state     squeue -j $1; scontrol show job $1" \
-        "  cancel    scancel $1          (stays cancelled; the same command goes on from the last checkpoint)"
+        "  cancel    scancel $1          (stays cancelled; the same command resumes from the last checkpoint)"
 }
 
 case $what in

@@ -88,7 +88,7 @@ supervise() {
         run_status "$began" "$@" || readable=""
         say "ENDED with status $rc, stop $stop, newest checkpoint of iteration $iteration (at the start: $last)"
         if [ "$stop" = person ]; then
-            say "stopped by a person; the same command goes on"
+            say "stopped by a person; the same command resumes"
         elif [ "$stop" = requeue ]; then
             hand_over "$rc"
             return

@@ -38,16 +38,16 @@ class RunConfig:
     dry_run: bool = False
     """Print the resolved settings, sizes, batch arithmetic, stages and costs, and exit; needs no data and no GPU."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto`: go on from the newest checkpoint in `run.dir`; `never`: refuse a folder that holds one."""
+    """`auto`: resume from the newest checkpoint in `run.dir`; `never`: refuse a folder that holds one."""
     initialize_from: str | None = None
-    """Another run's folder, `RUN` or `RUN@ITERATION`: a run without a checkpoint of its own goes on from that run's newest
+    """Another run's folder, `RUN` or `RUN@ITERATION`: a run without a checkpoint of its own starts from that run's newest
     (or given) checkpoint, at its iteration."""
     initialize_optimizer: bool = True
     """Whether `initialize_from` takes Adam's moments as well; false: they start at 0."""
     allow_changed: tuple[str, ...] = ()
     """Settings that may differ from those that the run's checkpoints were made with, though they change the science."""
     rollbacks: Annotated[int, Field(ge=0)] = 0
-    """How often a run whose numbers become NaN or infinite may go back to its last checkpoint and go on with other draws (the
+    """How often a run whose numbers become NaN or infinite may go back to its last checkpoint and continue with other draws (the
     same ones would end the same way); 0: it stops."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10_000
     """Iterations between two checkpoints (one is also written at the end and when the run is asked to stop)."""

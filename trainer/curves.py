@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m trainer.curves", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="the run's URL, or one of a folder with runs")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the local copy")
-    parser.add_argument("--every", type=number(most=1e9, above=True), metavar="SECONDS", help="go on, looking so often")
+    parser.add_argument("--every", type=number(most=1e9, above=True), metavar="SECONDS", help="keep looking, so often")
     options = parser.parse_args(arguments)
     store = Store(options.run)
     while True:

@@ -1,6 +1,6 @@
 """The trainer's command: `accelerate launch trainer/main.py CONFIG [--section.key value ...]`, or plain `python`.
 
-The same command again goes on where the run stopped.
+The same command again resumes the run.
 """
 
 import sys
@@ -15,7 +15,7 @@ USAGE = """usage: accelerate launch [--config_file cluster/launch/NAME.yaml] tra
        python trainer/main.py CONFIG [--section.key value ...]        (one process)
        python trainer/main.py CONFIG --run.dry_run true               (what would be done, and what it costs)
 
-Trains the experiment of CONFIG, a YAML of configs/. The same command again goes on where the run stopped.
+Trains the experiment of CONFIG, a YAML of configs/. The same command again resumes the run.
 """
 
 

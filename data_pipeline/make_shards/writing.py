@@ -2,7 +2,7 @@
 
 The source is listed, the list is shuffled by the order's hash (so classes are mixed even where shards are read one
 after another), cut into shards, and every shard is written on its own, by any number of processes: the bytes depend
-on the input and the options alone. Finished shards are kept, so an interrupted run goes on where it was.
+on the input and the options alone. Finished shards are kept, so an interrupted run resumes.
 """
 
 import hashlib

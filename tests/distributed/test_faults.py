@@ -58,7 +58,7 @@ def test_a_process_that_differs_or_fails_is_named(
     if fault == "parameter":
         assert "heartbeat: at iteration 8 " in life.output
     if fault == "stuck":
-        verdict = "failed: a defect; this process cannot go on without it"
+        verdict = "failed: a defect; this process cannot continue without it"
         assert verdict in life.output
         assert (tmp_path / "run" / "log.txt").read_text().count(verdict) == 1
 

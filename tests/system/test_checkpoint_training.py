@@ -61,7 +61,7 @@ def test_killed_run_ends_like_an_undisturbed_one(make: Make, undisturbed: Traini
 
 @pytest.mark.parametrize(
     ("damaged", "status", "message"),
-    [(1, 0, "going on from the checkpoint before it: iteration 25"), (3, 3, "not started again from zero")],
+    [(1, 0, "resuming from the checkpoint before it: iteration 25"), (3, 3, "not started again from zero")],
 )
 def test_damaged_checkpoints(
     make: Make, undisturbed: Training, tmp_path: Path, damaged: int, status: int, message: str

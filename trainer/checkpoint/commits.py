@@ -252,7 +252,7 @@ class CheckpointStore:
                     self.set_aside(folder, str(error))
                 continue
             if faults:
-                logger.warning("going on from the checkpoint before it: iteration %d (%s)", commit.iteration, folder)
+                logger.warning("resuming from the checkpoint before it: iteration %d (%s)", commit.iteration, folder)
             return Restored(commit, tensors, faults)
         if faults:
             raise CheckpointError(

@@ -28,5 +28,5 @@ def check_finite(tensors: Mapping[str, torch.Tensor], iteration: int, last_good:
     raise NonFinite(
         f"{name}: {bad} of {tensors[name].numel()} numbers are NaN or infinite at iteration {iteration}; {back}. "
         "Nothing of this state was saved: lower the learning rates or change what diverges (naming it in "
-        "run.allow_changed), and the same command goes on from there."
+        "run.allow_changed), and the same command resumes from there."
     )

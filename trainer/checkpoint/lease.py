@@ -50,7 +50,7 @@ class Lease:
             raise LeaseLost(
                 f"run.dir: {self._store.url}: writer {newer} ({_describe(self._store, newer)}) has taken over this "
                 f"run; this process (writer {self.token}) stops and writes nothing more. If both were started "
-                "by mistake, nothing is lost: the other one goes on."
+                "by mistake, nothing is lost: the other one continues."
             )
 
     def release(self, reason: str, iteration: int) -> None:

@@ -1,4 +1,4 @@
-"""May a run go on with these settings? Changes of the science are refused unless named, others are only told."""
+"""May a run resume with these settings? Changes of the science are refused unless named, others are only told."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple

@@ -32,7 +32,7 @@ _CLOSE_SECONDS = 30.0  # for a cleaning under way at the end
 
 
 class StoreOverdue(CheckpointError):
-    """Saves have been due for so long that going on would only risk more work."""
+    """Saves have been due for so long that continuing would only risk more work."""
 
 
 class SaverStatus(NamedTuple):
@@ -167,7 +167,7 @@ class Saver:
                     f"checkpoint.stop_after_hours: no checkpoint has become durable in "
                     f"{self._checkpoints.store.url} for {waiting / 3600:.1f} h ({self._failures} failures; "
                     f"{self._durable_text()}); "
-                    "repair the store or give another run.dir, and the same command goes on from there."
+                    "repair the store or give another run.dir, and the same command resumes from there."
                 )
 
     def wait(self, seconds: float | None = None) -> bool:
@@ -189,7 +189,7 @@ class Saver:
         if self._durable != iteration:
             raise CheckpointError(
                 f"{self._checkpoints.store.url}: the last checkpoint, of iteration {iteration}, could not be written; "
-                f"{self._durable_text()}. Repair the store; the same command goes on from there."
+                f"{self._durable_text()}. Repair the store; the same command resumes from there."
             )
 
     def status(self) -> SaverStatus:

@@ -65,7 +65,7 @@ class Trouble:
         now = time.monotonic()
         if self._told_at is None or now - self._told_at > AGAIN_SECONDS:
             self._told_at = now
-            logger.warning("%s cannot be written (%s); the training goes on, and it is tried again", self.what, error)
+            logger.warning("%s cannot be written (%s); the training continues, and it is tried again", self.what, error)
 
     def worked(self) -> None:
         """It was written."""

@@ -134,7 +134,7 @@ def write_marker(run_url: str, *, iteration: int, reason: str, details: Mapping[
     except Exception as error:
         raise TrainerError(
             f"run.dir: the run stopped at iteration {iteration} and is saved, but {store.describe(MARKER)} cannot be written "
-            f"({error}); the same command goes on from there, yet nothing starts it by itself"
+            f"({error}); the same command resumes from there, yet nothing starts it by itself"
         ) from None
 
 

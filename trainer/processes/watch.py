@@ -33,7 +33,7 @@ SILENT_AFTER_LOSS_SECONDS = 6.0
 VERDICT_SECONDS = 20.0
 """How long a process whose collective failed waits for the name of the lost one; launchers kill 30 s after SIGTERM."""
 STORE_SECONDS = 50.0
-"""How long a process goes on without the store: its machine may be lost, or the run may just be stopping in good order."""
+"""How long a process continues without the store: its machine may be lost, or the run may just be stopping in good order."""
 LEFT = "left"
 
 
@@ -170,7 +170,7 @@ class Watch:
     def _give_up(self, verdict: str) -> None:
         """End this process: from its main thread if that comes back from its collective, else from here."""
         self._verdict = (
-            f"{verdict}; this process cannot go on without it. The same command goes on from the last checkpoint"
+            f"{verdict}; this process cannot continue without it. The same command resumes from the last checkpoint"
         )
         self._known.set()
         if not self._ending.wait(SILENT_AFTER_LOSS_SECONDS):

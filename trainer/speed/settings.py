@@ -39,7 +39,7 @@ class SpeedConfig:
     inside them. Less memory, about a third more work in the generator's step, the same numbers."""
     autotune: bool = False
     """Time all forms of `convolutions` at start, layer by layer, and take the fastest; the choice is kept in the run's folder
-    (speed.json), so that the run goes on with the same kernels. It stands above `convolutions`."""
+    (speed.json), so that a resumed run has the same kernels. It stands above `convolutions`."""
     cudnn_benchmark: bool = False
     """GPU: let cuDNN choose its algorithms by timing. Its choice, and so the last bits, may differ from start to start."""
     bf16_gradients: bool = False

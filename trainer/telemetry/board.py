@@ -27,7 +27,7 @@ logger = logging.getLogger("menagerie")
 class Telemetry:
     """Writes the run's curves and pictures; exists in the main process only.
 
-    `iteration` is where the run goes on: whatever an earlier attempt wrote beyond it is dropped, so that a resumed run's
+    `iteration` is where the run resumes: whatever an earlier attempt wrote beyond it is dropped, so that a resumed run's
     files are those of an undisturbed one.
     """
 
@@ -51,7 +51,7 @@ class Telemetry:
         try:
             replace_file(self.folder / "config.yaml", text.encode())
         except OSError as error:
-            logger.warning("%s could not be written (%s); the training goes on", self.folder / "config.yaml", error)
+            logger.warning("%s could not be written (%s); the training continues", self.folder / "config.yaml", error)
         self.text("settings", text, iteration)
 
     def text(self, name: str, text: str, iteration: int) -> None:

@@ -18,7 +18,7 @@ from trainer.foundation.stores import Store
 
 logger = logging.getLogger("menagerie.telemetry")
 
-_APPENDED = ("metrics.jsonl", "log.txt")  # go on where the last start left them
+_APPENDED = ("metrics.jsonl", "log.txt")  # continued where the last start left them
 
 
 class RunFolder:

@@ -121,7 +121,7 @@ class Keeper:
             then, here = restored.commit.info.get("hardware", {}), hardware(self.launch.device)
             if changed := hardware_changes(then, here):
                 logger.warning(
-                    "the checkpoint of iteration %d was made elsewhere (%s): the run goes on, with other last bits",
+                    "the checkpoint of iteration %d was made elsewhere (%s): the run resumes, with other last bits",
                     restored.commit.iteration,
                     "; ".join(changed),
                 )
@@ -185,11 +185,11 @@ class Keeper:
             )
 
     def _judge(self, commit: Commit) -> list[Change]:
-        """The settings that changed since a commit; raises if the run may not go on from it with those at hand."""
+        """The settings that changed since a commit; raises if the run may not resume from it with the current ones."""
         if self.config.run.resume == "never":
             raise CheckpointError(
                 f"run.resume: is 'never', but {self.config.run.dir} holds a checkpoint of iteration "
-                f"{commit.iteration}; set run.resume to 'auto' to go on, or choose another run.dir"
+                f"{commit.iteration}; set run.resume to 'auto' to resume, or choose another run.dir"
             )
         self._check_iterations(commit.iteration, self.config.run.dir)
         before, after = commit.info.get("settings", {}), as_tree(self.config)

@@ -39,7 +39,7 @@ logger = logging.getLogger("menagerie")
 def train(config: Config, launch: Launch) -> bool:
     """Train until `run.iterations`, or until asked to stop; returns whether the run is complete.
 
-    The same call goes on from the newest checkpoint in `run.dir`. Everything random or read from data at an iteration is
+    The same call resumes from the newest checkpoint in `run.dir`. Everything random or read from data at an iteration is
     a function of (seed, iteration, ...), so nothing but the players' state and the iteration is ever restored.
     """
     with run_log(config.run.dir, launch.rank):
@@ -166,7 +166,7 @@ def _begin(
     keeper: Keeper,
     stack: ExitStack,
 ) -> tuple[int, dict[str, Source]]:
-    """State and data as they are where the run goes on. What can be refused is refused before the run is taken over.
+    """State and data as they are where the run resumes. What can be refused is refused before the run is taken over.
 
     A sample is found by its position, so the streams simply start where the run resumes; `stack` closes them.
     """

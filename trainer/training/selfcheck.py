@@ -89,5 +89,5 @@ def heartbeat(launch: Launch, players: Mapping[str, Player], iteration: int) -> 
         here = f"here: {', '.join(differing[:MOST_NAMED])}{more}" if differing else "not here"
         raise TrainerError(
             f"heartbeat: at iteration {iteration} the parameters of process {', '.join(map(str, ranks))} differ from those of "
-            f"process 0 (process {launch.rank}, {here}); the same command goes on from the last checkpoint"
+            f"process 0 (process {launch.rank}, {here}); the same command resumes from the last checkpoint"
         )
