@@ -94,7 +94,7 @@ def terminated_unheard(training: Training) -> None:
 
 
 ENDS = {
-    "ctrl-c through tee": lambda training: interrupted_through("tee log >/dev/null", training),
+    "ctrl-c through tee": lambda training: interrupted_through("tee /dev/null >/dev/null", training),
     "ctrl-c through cat": lambda training: interrupted_through("cat", training),
     "closed terminal": hung_up,
     "stopped unheard": terminated_unheard,

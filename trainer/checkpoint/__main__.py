@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
             continue
         default = CheckpointConfig()
         command.add_argument(
-            "--keep_last", type=whole(1), default=default.keep_last, metavar="K", help="newest that stay"
+            "--keep_last", type=int, default=default.keep_last, metavar="K", help="newest that stay"
         )
         command.add_argument("--keep_every", type=whole(), default=0, metavar="N", help="multiples of N stay as well")
         command.add_argument("--keep_best", metavar="METRIC", help="the best by this metric stays as well")
@@ -155,6 +155,9 @@ def _hash(store: CheckpointStore, iteration: int | None) -> int:
 
 
 def _prune(options: argparse.Namespace) -> int:
+    if options.keep_last < 1:
+        print(f"--keep_last: is {options.keep_last}; at least 1 checkpoint stays.", file=sys.stderr)
+        return 2
     config = dataclasses.replace(
         CheckpointConfig(),
         keep_last=options.keep_last,
