@@ -23,7 +23,7 @@ from data_pipeline.storage.files import create_file, make_folder, replace_file, 
 
 # One PUT up to 5 GiB: a multipart upload of a killed process would stay open on the server, unseen and paid for.
 _SINGLE_PUT_BYTES = 5 * 2**30
-# Without time limits of its own a stalled connection would be waited for without end.
+# Without time limits a stalled connection would be waited for without end.
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "default_fill_cache": False,
