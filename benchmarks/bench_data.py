@@ -1,6 +1,6 @@
 """`make bench-data`: the loader and make_shards beside their peers and limits, in images per CPU-second.
 
-All parties read the same 128 px JPEGs, in interleaved rounds, each in a process of its own with one worker. Peers are
+All parties read the same 128 px JPEGs, in interleaved rounds, each in a separate process with one worker. Peers are
 installed in an environment of their own (build/bench-data/venv). Prints one line each: `RATIO <what>: <ours over
 theirs> [min..max of rounds]`. A party that fails or takes too long is named with the reason and left out.
 

@@ -1,4 +1,4 @@
-"""One measured run of one party of `bench_data.py`, in a process of its own: prints a JSON line.
+"""One measured run of one party of `bench_data.py`, in a separate process: prints a JSON line.
 
     python data_parties.py PARTY FOLDER IMAGES
 

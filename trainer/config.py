@@ -47,8 +47,8 @@ class RunConfig:
     allow_changed: tuple[str, ...] = ()
     """Settings that may differ from those that the run's checkpoints were made with, though they change the science."""
     rollbacks: Annotated[int, Field(ge=0)] = 0
-    """How often a run whose numbers become NaN or infinite may go back to its last checkpoint and continue with other draws (the
-    same ones would end the same way); 0: it stops."""
+    """How often a run whose numbers become NaN or infinite may go back to its last checkpoint and continue with other draws
+    (the same ones would end the same way); 0: it stops."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 10_000
     """Iterations between two checkpoints (one is also written at the end and when the run is asked to stop)."""
     log_every: Annotated[int, Field(ge=1)] = 100

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", choices=list(_MEANINGFUL), metavar="SOURCE")
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
-    # No option has a default here, so that one which was given is told from one which was not.
+    # No option has a default here, so one that was given can be known from one that was not.
     image = parser.add_argument_group("images")
     image.add_argument(
         "--size", type=_size, help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar)"

@@ -1,8 +1,8 @@
-"""`python -m data_pipeline.make_shards SOURCE INPUT OUTPUT [options]`: labelled images in, WebDataset shards out.
+"""`python -m data_pipeline.make_shards SOURCE INPUT OUTPUT [options]`: images in, WebDataset shards out.
 
 The source is listed, the list is shuffled by the order's hash (so classes are mixed even where shards are read one
 after another), cut into shards, and every shard is written on its own, by any number of processes: the bytes depend
-on the input and the options alone. Finished shards are kept, so an interrupted run resumes.
+on the input and the options alone. Finished shards are kept, so an interrupted run resumes where it was.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import secrets
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ def _write(samples: Samples, items: list[tuple[int, Item]], name: str, output: F
     return result
 
 
-def _run(plan: Plan, samples: Samples, output: Folder, todo: list[int], jobs: int) -> Iterator[tuple[int, ShardResult]]:
+def _run(
+    plan: Plan, samples: Samples, output: Folder, todo: list[int], jobs: int
+) -> Generator[tuple[int, ShardResult]]:
     """Write the shards in `todo`; results come as they are finished. Raises DataError."""
     parts = f"{PART_PREFIX}{secrets.token_hex(4)}_"
     work = ((samples, plan.items(shard), shard_name(shard), output, parts) for shard in todo)
@@ -167,10 +170,11 @@ def make_shards(
     todo = [shard for shard in range(first, len(plan.shards), step) if shard not in results]
     with tqdm(total=len(kept.items), unit="image", smoothing=0.05, disable=None) as progress:
         progress.update(sum(len(plan.shards[shard]) for shard in results))
-        for shard, result in _run(plan, samples, output, todo, jobs):
-            results[shard] = result
-            progress.update(len(plan.shards[shard]))
-            check_unreadable(_unreadable(results), len(kept.items), max_unreadable)
+        with closing(_run(plan, samples, output, todo, jobs)) as finished:
+            for shard, result in finished:
+                results[shard] = result
+                progress.update(len(plan.shards[shard]))
+                check_unreadable(_unreadable(results), len(kept.items), max_unreadable)
     check_unreadable(_unreadable(results), len(kept.items), max_unreadable)
     if part is not None:
         print(

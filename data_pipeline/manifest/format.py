@@ -88,8 +88,8 @@ class Manifest:
     report: dict[str, Any] = field(default_factory=dict)
     """Samples read, written, excluded, and the unreadable ones with the reason."""
     base: str = ""
-    """Path or URL of the folder that the shards lie in; empty: beside the manifest. The indexes always are beside
-    it."""
+    """Path or URL of the folder that holds the shards; empty: the manifest's own. The indexes are always with
+    the manifest."""
     plan: str = ""
     """sha256 over the source's listing and the options: the same plan gives the same bytes."""
     fingerprint: str = ""

@@ -13,7 +13,7 @@ _OPEN_FILES = 256
 
 
 class LocalShards:
-    """Reads samples from shards that lie on a local (or mounted) file system.
+    """Reads samples from shards on a local (or mounted) file system.
 
     These are somebody's files and can be cut or replaced under the run, where a mapped page would kill the process
     with SIGBUS; `pread` costs under 2% of a decode and turns that into an error. (The cache's own files are mapped,

@@ -126,7 +126,7 @@ class Stream:
         counters: Counters | None = None,
     ) -> None:
         """`records` and `places` (in their shards): of the samples that the order counts. `horizon`: positions of
-        each replica that the shards are told of in advance (0: none), `ahead_bytes`: how much of it."""
+        each replica that are planned in advance (0: none); `ahead_bytes`: how much of it."""
         self.manifest = manifest
         self.seed = order.seed
         self.wait_seconds = 0.0

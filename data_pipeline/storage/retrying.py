@@ -155,7 +155,7 @@ def _permanent(error: Exception) -> str | None:
 
 
 def open_filesystem(url: str, limits: Limits) -> tuple[Any, str]:
-    """The fsspec file system of a URL, without retries of its own, and the path in it. Raises DataError."""
+    """The fsspec file system of a URL, without its retries, and the path in it. Raises DataError."""
     protocol = url.split("://", 1)[0]
     options: dict[str, Any] = {}
     if protocol in ("s3", "s3a"):

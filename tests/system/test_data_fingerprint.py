@@ -1,4 +1,4 @@
-"""The real trainer, in this process: a run goes on with the shards that it began with, or not at all."""
+"""The real trainer, in this process: a run resumes with the shards that it began with, or not at all."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A disk that is really full (a small tmpfs, where root may mount one): what can go on goes on, the rest ends in one
+"""A disk that is really full (a small tmpfs, where root may mount one): what can continue continues, the rest ends in one
 clear error."""
 
 import hashlib
@@ -101,7 +101,7 @@ def fill(disk: Path, but: int = 0) -> Path:
 def test_make_shards_on_a_full_disk(
     idx: Path, shards: Path, disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It stops with one sentence at whichever file meets the end of the disk, and goes on when there is room."""
+    """It stops with one sentence at whichever file meets the end of the disk, and resumes when there is room."""
     size = sum(path.stat().st_size for path in shards.iterdir())
     for part in (0.0, 0.3, 0.95):
         output = disk(max(8192, int(part * size))) / "out"
@@ -139,7 +139,7 @@ def test_the_cache_evicts_where_the_disk_is_smaller_than_its_bound(
 def test_a_disk_that_somebody_else_filled(
     shards: Path, disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, margin: int
 ) -> None:
-    """One error that tells how much is missing; and where room comes in time, the run goes on."""
+    """One error that tells how much is missing; and where room comes in time, the run continues."""
     monkeypatch.setattr(cache, "_DISK_MARGIN", margin)
     place = disk(4 << 20)
     junk = fill(place, but=16384)

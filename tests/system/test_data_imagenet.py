@@ -138,7 +138,7 @@ def test_an_archive_shaped_as_imagenet(archive: Path, tmp_path: Path) -> None:
     os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does, to all processes of the terminal
     _, said = first.communicate(timeout=60)
     assert first.returncode == 130
-    assert said.decode().strip().endswith("run the same command again to go on")
+    assert said.decode().strip().endswith("run the same command again to resume")
     assert b"Traceback" not in said
     assert not (tmp_path / "two" / "manifest.json").exists()
     # A shard whose record was not yet written is done again, though it is there.

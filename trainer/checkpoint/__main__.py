@@ -50,9 +50,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--iteration", type=whole(), metavar="N", help="only the checkpoint of this iteration")
             continue
         default = CheckpointConfig()
-        command.add_argument(
-            "--keep_last", type=int, default=default.keep_last, metavar="K", help="newest that stay"
-        )
+        command.add_argument("--keep_last", type=int, default=default.keep_last, metavar="K", help="newest that stay")
         command.add_argument("--keep_every", type=whole(), default=0, metavar="N", help="multiples of N stay as well")
         command.add_argument("--keep_best", metavar="METRIC", help="the best by this metric stays as well")
         command.add_argument("--keep_best_is", choices=("lower", "higher"), default=default.keep_best_is)

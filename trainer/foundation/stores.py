@@ -24,7 +24,7 @@ from trainer.foundation.errors import SettingError
 
 # One PUT up to 5 GiB: a multipart upload of a killed process would stay open on the server, unseen and paid for.
 _SINGLE_PUT_BYTES = 5 * 2**30
-# Without time limits of its own a stalled connection would be waited for without end.
+# Without time limits a stalled connection would be waited for without end.
 _S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,
     "default_fill_cache": False,

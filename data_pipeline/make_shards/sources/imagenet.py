@@ -60,7 +60,7 @@ class ImageNetSource:
         self.folder, self.archive, self.names, self.subset = folder, archive, names, subset
 
     def _synsets(self) -> list[tuple[str, str, list[tuple[str, int, int]]]]:
-        """(WordNet id, the file it lies in, its images' names, offsets and sizes), sorted by id."""
+        """(WordNet id, the file that holds it, its images' names, offsets and sizes), sorted by id."""
         found = []
         if self.archive:
             file = cast(IO[bytes], RangedFile(self.folder, self.archive))

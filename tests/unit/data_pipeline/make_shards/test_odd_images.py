@@ -187,6 +187,13 @@ def _tiff(values: np.ndarray, **tags: Any) -> bytes:
     return encoded(Image.fromarray(values), "TIFF", tiffinfo=tags.get("tiffinfo", {}))
 
 
+def _unsigned(tiff: bytes) -> bytes:
+    """A little-endian TIFF whose tag SampleFormat says 1, unsigned, instead of 2."""
+    signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, value, 0) for value in (2, 1))
+    assert tiff.count(signed) == 1
+    return tiff.replace(signed, unsigned)
+
+
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
 
 
@@ -219,9 +226,10 @@ class TestValuesKeepTheirRange:
             _tiff(RAMP.astype(np.float32)),
             _tiff((RAMP * 65535).astype(np.int32)),
             _tiff((RAMP * 2**31 - 1).astype(np.int32)),
+            _unsigned(_tiff((RAMP * 65535).astype(np.int32))),
             b"Pf\n8 8\n-1.0\n" + RAMP.astype("<f4").tobytes(),
         ],
-        ids=["TIFF float", "TIFF int32", "TIFF large int32", "PFM"],
+        ids=["TIFF float", "TIFF int32", "TIFF large int32", "TIFF uint32", "PFM"],
     )
     def test_what_cannot_be_known_is_refused(self, tmp_path: Path, data: bytes) -> None:
         source = fill(tmp_path / "in", each=10)

@@ -65,7 +65,7 @@ def test_epochs_seeds_and_windows_differ() -> None:
 
 
 def test_the_permutation_is_uniform() -> None:
-    """Each of 5 samples stands at each place in a fifth of 4,000 epochs: chi-square of the 25 counts, 16 degrees of
+    """Each of 5 samples is at each place in a fifth of 4,000 epochs: chi-square of the 25 counts, 16 degrees of
     freedom."""
     order = Order([5], seed=11)
     counts = np.zeros((5, 5))

@@ -169,7 +169,7 @@ class TestRemote:
 
     def test_what_is_planned_is_what_is_read(self, shards: Path, url: str, tmp_path: Path) -> None:
         """Every batch's shards are among those that were planned when it was begun, also where sizes change."""
-        sizes = itertools.cycle([2, 2, 2, 30, 1, 12])
+        sizes = itertools.cycle([2, 2, 2, 70, 1, 12])
         with opened(url, sizes, cache_dir=str(tmp_path), shuffle_window=40, held=[1]) as stream:
             planned: set[int] = set()
             plan = stream._shards.plan

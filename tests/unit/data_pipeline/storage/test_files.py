@@ -71,6 +71,10 @@ def test_the_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatc
     replace_file(tmp_path / "file", b"x")
     assert done[0].startswith(".file.")
     assert done[-2:] == ["renamed", tmp_path.name]
+    done.clear()
+    with written_aside(tmp_path / "file") as part:
+        part.write_bytes(b"y")
+    assert done == [part.name, "renamed", tmp_path.name]
 
 
 def test_create_is_exclusive_and_move_replaces(tmp_path: Path) -> None:
