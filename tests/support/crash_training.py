@@ -127,6 +127,12 @@ class Training:
         return done.stdout if done.returncode == 0 else None
 
 
+def hear_signals() -> None:
+    """A process begins as at a terminal, whatever started the tests: under `nohup` and in the background some are ignored."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Life:
     """The processes of one start, from the launcher down; in a session of their own."""
 
@@ -139,6 +145,7 @@ class Life:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_signals,
         )
         self.lines: list[str] = []
         self._heard = threading.Condition()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import ROOT
-from tests.support.crash_training import Training, make_shards
+from tests.support.crash_training import Training, hear_signals, make_shards
 
 Make = Callable[..., Training]
 
@@ -62,6 +62,7 @@ def hung_up(training: Training) -> None:
     controller, terminal = pty.openpty()
 
     def take_terminal() -> None:
+        hear_signals()
         fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
