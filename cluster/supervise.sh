@@ -54,21 +54,19 @@ pause() {
 }
 
 # wait_for_processes PID: returns when they have ended, with their status in $rc; meanwhile hands on what a trap noted.
+# It looks once a second: `wait` that a signal interrupts just when they end can lose their status (bash 5.2 gives -1).
 wait_for_processes() {
-    local pid=$1 forwarded="" status
-    while :; do
+    local pid=$1 forwarded=""
+    while kill -0 "$pid" 2>/dev/null; do
         if [ -n "$stop_wanted" ] && [ -z "$forwarded" ]; then
             say "$stop_wanted: asking the training to stop and save"
             forward_stop "$pid"
             forwarded=yes
         fi
-        wait "$pid" # returns at every trapped signal too, with 128 + its number
-        rc=$?
-        kill -0 "$pid" 2>/dev/null || break
+        sleep 1
     done
-    wait "$pid" 2>/dev/null # the status of processes that ended together with a signal
-    status=$?
-    [ "$status" -eq 127 ] || rc=$status
+    wait "$pid"
+    rc=$?
 }
 
 # supervise CONFIG [--section.key value ...]: returns 0 when the run is complete or a person has stopped it.

@@ -47,15 +47,18 @@ def test_rows_deal_the_replicas_and_grow_the_batch_beyond_them():
     assert 0 < slow.waiting < 1
 
 
-def test_what_cannot_be_planned_is_refused():
+def test_what_cannot_be_planned_is_refused(capsys):
     path = str(CONFIGS / "fashion32_projection.yaml")
     for words, message in [
         (["--device", "abacus"], r"^--device: 'abacus' is not known; give measured"),
-        (["--device", "h100", "--processes", "0"], "^--processes: "),
-        (["--device", "h100", "--efficiency", "2"], "--efficiency: "),
     ]:
         with pytest.raises(SettingError, match=message):
             plan.main([path, *words])
+    for option, value in (("--processes", "0"), ("--efficiency", "2")):
+        with pytest.raises(SystemExit) as ended:
+            plan.main([path, "--device", "h100", option, value])
+        assert ended.value.code == 2
+        assert f"argument {option}: is {value}; give" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("device", ["h100", "measured"])

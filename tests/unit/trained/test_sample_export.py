@@ -277,15 +277,22 @@ def test_interpolation_begins_and_ends_at_latents_of_the_class(run, tmp_path):
         (["--morph", "0"], r"^--morph: is '0'; give two classes"),
         (["--morph", "0 -> x"], r"^--morph: .*'x'"),
         (["--morph", "0 -> 1", "--interpolate"], r"^--morph: does not go together"),
-        (["--count", "0"], r"^--count: "),
-        (["--truncation", "0"], r"^--truncation: "),
-        (["--classes", ","], r"^--classes: names nothing"),
+        (["--classes", ","], r"^--classes: names no class; name some"),
         (["--morph", "0 -> 1", "--classes", "2"], r"^--classes: does not go together with --morph"),
     ],
 )
 def test_wrong_options_are_one_sentence_and_write_nothing(run, tmp_path, arguments, message):
     with pytest.raises(SettingError, match=message):
         sample.main([run, "--out", str(tmp_path / "pictures"), *arguments])
+    assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize("option", ["--count", "--truncation"])
+def test_numbers_out_of_their_range_are_refused_where_they_are_read(run, tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        sample.main([run, "--out", str(tmp_path / "pictures"), option, "0"])
+    assert ended.value.code == 2
+    assert f"argument {option}: is 0; give" in capsys.readouterr().err
     assert not (tmp_path / "pictures").exists()
 
 
