@@ -23,6 +23,7 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.options import number, whole
 from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
 from trainer.speed.settings import SpeedConfig
+from trainer.training.sharing import uneven_cut
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 DAY = 86_400.0
@@ -89,7 +90,8 @@ class Row:
     """One launch."""
 
     processes: int
-    replicas: int
+    held: float
+    """Replicas of a process; below 1: its part of one."""
     seconds: float
     waiting: float
     """Share of the iteration in reductions that no computation hides."""
@@ -97,10 +99,25 @@ class Row:
     """Real images a second."""
 
 
+def held_replicas(replicas: int, processes: int) -> float:
+    """The most replicas that one of the processes holds; below 1 its part of a shared one."""
+    return math.ceil(replicas / processes) if processes <= replicas else 1 / (processes // replicas)
+
+
+def _refused(config: Config, processes: int) -> str | None:
+    """Why so many processes cannot have this experiment, if they cannot."""
+    replicas = config.batch.replicas
+    if processes <= replicas:
+        return None
+    if processes % replicas:
+        return f"{processes} processes cannot share {replicas} replicas evenly"
+    return uneven_cut(config.objective.build(config.problem()), processes // replicas)
+
+
 def row(config: Config, cost: Cost, step: Step, processes: int, link: float, given: Assumptions) -> Row:
-    """One iteration on so many processes; above `batch.replicas` every process holds one replica of a larger batch."""
-    replicas = max(config.batch.replicas, processes)
-    held = math.ceil(replicas / processes)
+    """One iteration on so many processes; above `batch.replicas` each computes an equal part of a replica."""
+    replicas = config.batch.replicas
+    held = held_replicas(replicas, processes)
     compute = waiting = 0.0
     for player, times in turns_of(config).items():
         parameters, own = cost.parameters[player], held * step.turns[player]
@@ -109,7 +126,7 @@ def row(config: Config, cost: Cost, step: Step, processes: int, link: float, giv
         compute += times * own
         waiting += times * max(0.0, reduction - hidden)
     total = compute + waiting
-    return Row(processes, replicas, total, waiting / total, replicas * _samples_read(config) / total)
+    return Row(processes, held, total, waiting / total, replicas * _samples_read(config) / total)
 
 
 def _samples_read(config: Config) -> int:
@@ -141,6 +158,8 @@ def derived_step(cost: Cost, device: Device, precision: Precision, given: Assump
 
 def plan(config: Config, processes: int, name: str, precision: Precision, given: Assumptions) -> str:
     """The whole plan, for people."""
+    if refused := _refused(config, processes):
+        raise SettingError(f"--processes: {refused}; give at most {config.batch.replicas}, or a multiple that fits")
     launch = replace(read_launch(), precision=precision)
     if name == "measured":
         device = launch.device
@@ -167,7 +186,7 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
     times, batch, run = turns_of(config), config.batch, config.run
     state = 16 * sum(cost.parameters.values())
     sent = sum(count * cost.parameters[player] for player, count in times.items())
-    held = math.ceil(max(batch.replicas, processes) / processes)
+    held = held_replicas(batch.replicas, processes)
     memory = state + held * cost.activations
     room = "" if name == "measured" else f" of {DEVICES[name].memory / 1e9:.0f} GB"
     scale = (config.model.resolution / 128) ** 2
@@ -188,23 +207,23 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         f"data:             {given.image * scale / 1e3:,.0f} kB an image, {given.decoded / scale:,.0f} images decoded by a "
         "core and second (measured at 128 px; by area)",
         "",
-        "| processes | replicas | s/iteration | waiting for reductions | real images/s | data MB/s | decoding cores | days | "
-        "device hours |",
+        "| processes | replicas each | s/iteration | waiting for reductions | real images/s | data MB/s | decoding cores | "
+        "days | device hours |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for n in sorted({*SIZES, processes}):
+    for n in sorted({*(size for size in SIZES if not _refused(config, size)), processes}):
         found = row(config, cost, step, n, link, given)
         days = found.seconds * run.iterations / DAY
-        mark = " *" if found.replicas != batch.replicas else ""
         chosen = "**" if n == processes else ""
         lines.append(
-            f"| {chosen}{n}{chosen} | {found.replicas}{mark} | {found.seconds:,.3f} | {found.waiting:.0%} | "
+            f"| {chosen}{n}{chosen} | {found.held:g} | {found.seconds:,.3f} | {found.waiting:.0%} | "
             f"{found.images:,.0f} | {found.images * given.image * scale / 1e6:,.1f} | "
             f"{found.images * scale / given.decoded:,.1f} | {days:,.2f} | {days * 24 * n:,.0f} |"
         )
     lines += [
         "",
-        f"* more processes than the experiment's {batch.replicas} replicas: a larger batch, another experiment",
+        f"more processes than the {batch.replicas} replicas share them, a part each: the same experiment; a part is taken to "
+        "need its share of a replica's time",
     ]
     return "\n".join(lines)
 

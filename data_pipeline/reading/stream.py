@@ -118,6 +118,8 @@ class Stream:
         held: Sequence[int],
         sizes: Iterable[int],
         first_position: int = 0,
+        part: int = 0,
+        parts: int = 1,
         decode_threads: int = 2,
         prefetch_batches: int = 4,
         pin_memory: bool = False,
@@ -126,13 +128,14 @@ class Stream:
         counters: Counters | None = None,
     ) -> None:
         """`records` and `places` (in their shards): of the samples that the order counts. `horizon`: positions of
-        each replica that are planned in advance (0: none); `ahead_bytes`: how much of it."""
+        each replica that are planned in advance (0: none); `ahead_bytes`: how much of it. `part` of `parts`: see
+        `open_stream`."""
         self.manifest = manifest
         self.seed = order.seed
         self.wait_seconds = 0.0
         self._records, self._places, self._order, self._shards = records, places, order, shards
         self._held, self._sizes = tuple(held), iter(sizes)
-        self._position = first_position
+        self._position, self._part, self._parts = first_position, part, parts
         self._prefetch, self._threads = prefetch_batches, decode_threads
         # The consumer may hold two batches (the one it works on and the one before, whose copy may be under way).
         self._slots = Slots(manifest, len(self._held), prefetch_batches + 2, pin_memory)
@@ -192,6 +195,9 @@ class Stream:
         if labels is not None:
             labels[...] = records["label"].reshape(labels.shape)
         positions[...] = np.arange(position, position + n)
+        if self._parts > 1:
+            own = self._own_rows(n)
+            records, places, shards, rows = records[own], places[own], shards[own], [rows[row] for row in own]
         offsets, sizes, crc32s = records["offset"].tolist(), records["size"].tolist(), records["crc32"].tolist()
         ended: SimpleQueue[BaseException | None] = SimpleQueue()
         share = min(max(-(-len(rows) // self._threads), _PIECE.start), _PIECE.stop - 1)
@@ -202,6 +208,15 @@ class Stream:
         self._pending.append(_Pending(batch, position, ended, len(pieces)))
         self._position = position + n
         return True
+
+    def _own_rows(self, n: int) -> Ids:
+        """The rows of this process's part of the next `n` samples of each replica. Raises DataError."""
+        if n % self._parts:
+            raise DataError(
+                f"{self.manifest.section}: {n} samples cannot be cut into {self._parts} equal parts; launch fewer processes"
+            )
+        rows = np.arange(len(self._held) * n).reshape(len(self._held), self._parts, n // self._parts)
+        return rows[:, self._part].reshape(-1)
 
     def _look_up(self, n: int) -> tuple[index.Records, Ids, Ids]:
         """Records, places and shards of the next `n` samples of each replica: [held * n]. Several batches are looked
@@ -270,12 +285,16 @@ def open_stream(
     held: Sequence[int],
     sizes: Iterable[int],
     first_position: int = 0,
+    part: int = 0,
+    parts: int = 1,
     pin_memory: bool = False,
 ) -> Stream:
     """Open the stream of the source called `name` for the replicas `held` (of 0 .. replicas-1). Raises DataError.
 
     `sizes` gives the number of samples of each replica in each batch, endless or not; `itertools.repeat(n)` is n for
-    ever. It is read ahead of need. `first_position` is where the first batch begins in every replica's stream.
+    ever. It is read ahead of need. `first_position` is where the first batch begins in every replica's stream. Of
+    `parts` equal parts of every replica's batch only `part` is read: the others' labels and positions are there, and
+    their images or vectors are undefined.
     `config` is the section `data` for the source `data`, else `sources.NAME`, and errors begin with that.
     """
     section = MAIN_SOURCE if name == MAIN_SOURCE else f"sources.{name}"
@@ -320,6 +339,8 @@ def open_stream(
         held=held,
         sizes=sizes,
         first_position=first_position,
+        part=part,
+        parts=parts,
         decode_threads=config.decode_threads,
         prefetch_batches=config.prefetch_batches,
         pin_memory=pin_memory,

@@ -22,31 +22,35 @@ def launch(rank: int, world_size: int) -> Launch:
     return Launch(rank, world_size, 0, torch.device("cpu"), "fp32", strategy)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 8])
 def test_the_draws_do_not_depend_on_the_process_count(tiny: Callable[..., Path], world_size: int) -> None:
-    """Real images, labels and latents of every replica: the same bytes, whichever process holds it."""
+    """Real images, labels and latents of every replica: the same bytes, whichever process holds it, or a part of it."""
     config = load_config(str(tiny()), ["--batch.replicas", "4", "--data.horizontal_flip", "true"])
     method = config.objective.build(config.problem())
 
-    def draws(rank: int, world: int) -> dict[tuple[int, int, int], dict[str, torch.Tensor]]:
-        """By iteration, turn and replica."""
+    def draws(rank: int, world: int) -> dict[tuple[int, int, int, int], dict[str, torch.Tensor]]:
+        """By iteration, turn, replica and part."""
         here, found = launch(rank, world), {}
-        held = here.held_replicas(4)
+        held, part, parts = here.held_replicas(4), here.part(4), here.parts(4)
         with open_source(config, method, "data", here, 5) as source:
             for iteration in range(5, 8):
-                of_iteration = Draws(method, {"data": source}, config.run.seed, iteration, 0, held, here.device)
+                of_iteration = Draws(
+                    method, {"data": source}, config.run.seed, iteration, 0, held, here.device, True, part, parts
+                )
                 for turn in method.turns(iteration):
                     for replica, draw in zip(held, of_iteration.of(turn), strict=True):
-                        found[iteration, turn.number, replica] = draw
+                        found[iteration, turn.number, replica, part] = draw
         return found
 
     whole = draws(0, 1)
-    parts = {key: draw for rank in range(world_size) for key, draw in draws(rank, world_size).items()}
-    assert whole.keys() == parts.keys()
+    found = {key: draw for rank in range(world_size) for key, draw in draws(rank, world_size).items()}
     assert len(whole) == 3 * 3 * 4
-    for key, draw in whole.items():
-        assert draw.keys() == parts[key].keys()
-        assert all(torch.equal(value, parts[key][name]) for name, value in draw.items()), key
+    assert len(found) == 3 * 3 * max(4, world_size)
+    for (iteration, number, replica, _), draw in whole.items():
+        parts = [found[iteration, number, replica, part] for part in range(launch(0, world_size).parts(4))]
+        assert all(part.keys() == draw.keys() for part in parts)
+        for name, value in draw.items():
+            assert torch.equal(value, torch.cat([part[name] for part in parts])), (iteration, number, replica, name)
 
 
 def test_losses_agree_on_1_2_and_3_processes(tiny: Callable[..., Path], tmp_path: Path, command: Command) -> None:

@@ -59,12 +59,14 @@ def train(
 ) -> list[dict[str, torch.Tensor]]:
     """The logical states at `stops`, from `tensors` or from the seed's own."""
     method = config.objective.build(config.problem())
-    state, held = State(config, method, launch), launch.held_replicas(config.batch.replicas)
+    replicas = config.batch.replicas
+    state, held = State(config, method, launch), launch.held_replicas(replicas)
+    cut = launch.part(replicas), launch.parts(replicas)
     state.load(share_from_main(launch, tensors or state.tensors()))
     found = []
     with open_source(config, method, "data", launch, start) as source:
         for iteration in range(start, stops[-1]):
-            draws = Draws(method, {"data": source}, config.run.seed, iteration, 0, held, launch.device)
+            draws = Draws(method, {"data": source}, config.run.seed, iteration, 0, held, launch.device, True, *cut)
             run_iteration(
                 method,
                 state.players,
@@ -72,7 +74,7 @@ def train(
                 lambda turn, draws=draws: [widened(draw) for draw in draws.of(turn)],  # type: ignore[misc]
                 state.memory,
                 launch=launch,
-                replicas=config.batch.replicas,
+                replicas=replicas,
                 rate_factor=1.0,
                 seed_layers=draws.seed_layers,
                 synchronised=config.batch.synchronised_norm,

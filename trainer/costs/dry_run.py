@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from itertools import groupby
 
 import torch
+from torch import Tensor, nn
 
 from trainer.config import Config, as_yaml
 from trainer.costs.counted import count
@@ -12,6 +13,7 @@ from trainer.methods.places import samples_before, sources_of
 from trainer.methods.protocol import Method
 from trainer.methods.terms import guidance
 from trainer.processes.launch import Launch, held_description
+from trainer.training.sharing import check_sharing
 
 MIB = 2**20
 
@@ -21,6 +23,7 @@ def describe(config: Config, launch: Launch) -> str:
     method = config.objective.build(config.problem())
     with torch.device("meta"):
         modules = {network: method.build(network) for networks in method.players.values() for network in networks}
+    check_sharing(config, method, modules, launch)
     counts = {name: sum(parameter.numel() for parameter in module.parameters()) for name, module in modules.items()}
     of_players = {player: sum(counts[network] for network in networks) for player, networks in method.players.items()}
     rate = config.optimizer.of(method.shown).learning_rate
@@ -35,7 +38,9 @@ def describe(config: Config, launch: Launch) -> str:
             ]
         ),
         "memory of one process, estimated": "\n".join(_memory(config, launch, sum(counts.values()))),
-        "traffic, estimated": "\n".join(_traffic(config, launch, method, of_players)),
+        "traffic, estimated": "\n".join(
+            [*_traffic(config, launch, method, of_players), *_shared_norms(config, launch, method, modules)]
+        ),
     }
     body = "\n\n".join(f"# {title}\n{text}" for title, text in sections.items())
     return f"{body}\n\ndry run: nothing was read or written"
@@ -64,19 +69,25 @@ def _batch(config: Config, launch: Launch, method: Method) -> list[str]:
 
 
 def _memory(config: Config, launch: Launch, parameters: int) -> list[str]:
-    held = len(launch.held_replicas(config.batch.replicas))
+    held, parts = len(launch.held_replicas(config.batch.replicas)), launch.parts(config.batch.replicas)
     state = state_bytes(parameters, launch.strategy, launch.world_size) / MIB
     lines = [
         f"weights, gradients and the optimizers' moments ({launch.strategy}, {launch.world_size} processes): {state:,.0f} MiB"
     ]
     try:
-        kept = held * count(config, config.speed, launch.device, launch.precision).activations / MIB
+        kept = held * count(config, config.speed, launch.device, launch.precision).activations / parts / MIB
     except KeyError:  # a field that random images do not have
         return [*lines, "activations: not counted, since the method reads samples other than images"]
     return [
         *lines,
-        f"activations kept for the backward pass: {kept:,.0f} MiB ({held} replicas at once; counted without computing)",
+        f"activations kept for the backward pass: {kept:,.0f} MiB ({_held(held, parts)}; counted without computing)",
     ]
+
+
+def _held(held: int, parts: int) -> str:
+    if parts > 1:
+        return f"1/{parts} of a replica"
+    return "1 replica" if held == 1 else f"{held} replicas at once"
 
 
 def state_bytes(parameters: int, strategy: str, world_size: int) -> float:
@@ -100,4 +111,24 @@ def _traffic(config: Config, launch: Launch, method: Method, parameters: Mapping
         f"gradients: {reduced * share:,.0f} MiB sent by each process per iteration (ring reduction of {reduced:,.0f} MiB)",
         f"decoded images: {pixels:,.1f} MiB per iteration over all processes",
         f"one checkpoint: {state:,.0f} MiB (fp32 weights and two moments)",
+    ]
+
+
+def _shared_norms(config: Config, launch: Launch, method: Method, modules: Mapping[str, nn.Module]) -> list[str]:
+    """What batch norm sends where processes share a replica: statistics forward, two sums backward, in each pass."""
+    parts, turns = launch.parts(config.batch.replicas), method.turns(0)
+    if parts == 1:
+        return []
+    channels = sum(
+        layer.running_mean.numel()
+        for network in modules.values()
+        for layer in network.modules()
+        if hasattr(layer, "normalise") and isinstance(layer.running_mean, Tensor)
+    )
+    sent = 4 * len(turns) * (parts * (2 * channels + 1) + 2 * channels)
+    gradients = 4 * sum(
+        sum(p.numel() for n in method.players[t.player] for p in modules[n].parameters()) for t in turns
+    )
+    return [
+        f"batch norm's shared statistics: {sent / MIB:,.2f} MiB per iteration, {sent / gradients:.2%} of the gradients'"
     ]

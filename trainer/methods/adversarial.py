@@ -120,6 +120,7 @@ class AdversarialMethod:
         if len(self.terms) < len(every):
             raise ValueError(f"terms: two have the same name, of {', '.join(term.name for term in every)}; rename one")
         self.draws = any(getattr(term, "draws", True) for term in every)
+        self.means_over_samples = all(getattr(term, "means_over_samples", False) for term in every)
 
     def build(self, network: str) -> nn.Module:
         """The network of this name."""

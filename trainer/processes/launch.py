@@ -45,20 +45,34 @@ class Launch:
     def held_replicas(self, replicas: int) -> range:
         """The contiguous block of replicas that this process runs; the first processes hold one more if it is uneven.
 
-        Raises `TrainerError` if there are more processes than replicas.
+        With more processes than replicas each replica is shared by equally many processes, one behind the other. Raises
+        `TrainerError` if their number is no multiple of the replicas.
         """
         if self.world_size > replicas:
-            raise TrainerError(
-                f"batch.replicas: is {replicas}, but the launch started {self.world_size} processes, and "
-                f"{self.world_size - replicas} of them would have nothing to do; launch at most {replicas} processes "
-                f"or raise batch.replicas (which changes the experiment)"
-            )
+            if self.world_size % replicas:
+                below, above = self.world_size // replicas * replicas, -(-self.world_size // replicas) * replicas
+                raise TrainerError(
+                    f"batch.replicas: is {replicas}, but the launch started {self.world_size} processes, which cannot share "
+                    f"them evenly; launch {below} or {above} processes, or at most {replicas}"
+                )
+            shared = self.rank // self.parts(replicas)
+            return range(shared, shared + 1)
         base, extra = divmod(replicas, self.world_size)
         start = self.rank * base + min(self.rank, extra)
         return range(start, start + base + (self.rank < extra))
 
+    def parts(self, replicas: int) -> int:
+        """Into how many equal parts a replica's batches are cut: the number of processes that share it. 1: it is whole."""
+        return max(1, self.world_size // replicas)
+
+    def part(self, replicas: int) -> int:
+        """Which part of its replica's batches this process computes, from 0."""
+        return self.rank % self.parts(replicas) if self.world_size > replicas else 0
+
     def owner(self, replica: int, replicas: int) -> int:
-        """The rank of the process that runs a replica."""
+        """The rank of the process that runs a replica; of several that share it, the first."""
+        if self.world_size > replicas:
+            return replica * self.parts(replicas)
         base, extra = divmod(replicas, self.world_size)
         first = extra * (base + 1)  # the replicas of the processes that hold one more
         return replica // (base + 1) if replica < first else extra + (replica - first) // base
@@ -302,6 +316,8 @@ def held_description(launch: Launch, replicas: int) -> str:
     shares = " + ".join(str(base + (rank < extra)) for rank in range(min(launch.world_size, 8)))
     shares += " + ..." if launch.world_size > 8 else ""
     dealt = f" ({shares})" if launch.world_size > 1 else ""
+    if (parts := launch.parts(replicas)) > 1:
+        dealt = f" ({parts} share each replica)"
     return (
         f"{_count(replicas, 'replica')} on {_count(launch.world_size, 'process', 'es')}{dealt}, "
         f"{launch.strategy}, {launch.precision}, {launch.device.type}"

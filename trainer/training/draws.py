@@ -13,6 +13,7 @@ from trainer.foundation.pixels import flip_half, normalise
 from trainer.foundation.transfer import to_device
 from trainer.methods.protocol import Method, Tensors, Turn
 from trainer.models.traits import draws_inside
+from trainer.training.sharing import own_part
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Draws:
     device: torch.device
     seeded: bool = True
     """Whether anything draws inside a pass; else seeding, which takes a while for many passes, is left out."""
+    part: int = 0
+    """Which part of the held replica's batches this process computes."""
+    parts: int = 1
+    """Into how many its batches are cut: the processes that share it."""
 
     def of(self, turn: Turn) -> list[dict[str, Tensor]]:
         """The draw of each held replica for a turn, on the device. Takes a batch from every source that the turn reads."""
@@ -60,7 +65,8 @@ class Draws:
         draws = []
         for replica, fields in zip(self.held, real, strict=True):
             found = self.method.draw(turn, self.keys(turn, replica), fields)
-            draws.append({name: to_device(value, self.device) for name, value in found.items()})
+            own = {name: own_part(value, self.part, self.parts) for name, value in found.items()}
+            draws.append({name: to_device(value, self.device) for name, value in own.items()})
         return draws
 
     def keys(self, turn: Turn, replica: int) -> Keys:
@@ -88,6 +94,11 @@ class Draws:
             fields = {name: value[row] for name, value in moved.items() if name != "image"}
             if "image" in moved:
                 fields["image"] = self._images(source, turn, replica, moved["image"][row], batch.positions[row])
+            for name, value in fields.items():
+                if self.parts > 1 and name != "class":
+                    # Only its own part was read. A method that mixes samples in its draw must not go on in silence.
+                    own = own_part(value, self.part, self.parts).clone()
+                    own_part(value.fill_(float("nan")), self.part, self.parts).copy_(own)
             found.append(fields)
         return found
 

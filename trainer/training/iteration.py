@@ -43,16 +43,16 @@ def run_iteration(
     synchronised: bool = False,
     speed: SpeedConfig = PLAIN,
 ) -> Scalars:
-    """Take the turns; returns named scalars summed over this process's replicas, divided by `replicas`.
+    """Take the turns; returns named scalars whose sum over the processes is the mean over replicas.
 
-    `draws(turn)` gives a draw for each replica of this process, and is called once a turn, in their order. Every
-    replica's loss is weighted so that what the mover's strategy makes of them is the mean over replicas, also where the
-    processes hold different numbers of them. `synchronised`: batch norm runs over all replicas
-    (trainer/models/synchronised.py), so that a process gives its replicas as one batch.
+    `draws(turn)` gives a draw for each replica of this process, and is called once a turn, in their order. Of a replica
+    that it shares it is this process's part. Every loss is weighted so that what the mover's strategy makes of them is
+    the mean over replicas, also where the processes hold different numbers of them. `synchronised`: batch norm runs over
+    all replicas (trainer/models/synchronised.py), so that a process gives its replicas as one batch.
     """
-    held, share = launch.held_replicas(replicas), 1.0 / replicas
+    held, share = launch.held_replicas(replicas), 1.0 / (replicas * launch.parts(replicas))
     if synchronised:  # the held replicas' batches as one, whose statistics go into those over all processes
-        held, share = range(1), len(held) / replicas
+        held, share = range(1), len(held) * share
     scalars: Scalars = {}
     counts: dict[str, int] = {}
     for name, of_player in itertools.groupby(turns, key=lambda turn: turn.player):

@@ -99,6 +99,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 telemetry.say(slow)
             clear_marker(run.dir)
 
+        cut = launch.part(batch.replicas), launch.parts(batch.replicas)
         seeded = anything_draws(method, (m for player in state.players.values() for m in player.modules.values()))
         for iteration in range(start, run.iterations + 1):
             # Status, samples, evaluation, checkpoint, stop: before the step, so that neither end is a special case.
@@ -135,7 +136,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             # The method's turns.
             turns = stage.applied(method.turns(iteration), state)
             held = launch.held_replicas(batch.replicas)
-            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded)
+            draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded, *cut)
             scalars = run_iteration(
                 method,
                 state.players,
@@ -214,6 +215,8 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
         held=launch.held_replicas(replicas),
         sizes=batches_from(method, name, start),
         first_position=samples_before(method, name, start),
+        part=launch.part(replicas),
+        parts=launch.parts(replicas),
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
 

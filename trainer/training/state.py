@@ -22,6 +22,7 @@ from trainer.players.ema import Ema
 from trainer.players.player import Player, check_names
 from trainer.processes.launch import Launch
 from trainer.speed.apply import apply_speed
+from trainer.training.sharing import check_sharing, share_replicas
 
 logger = logging.getLogger("menagerie")
 
@@ -41,6 +42,8 @@ class State:
         }
         if config.batch.synchronised_norm:
             synchronise_norms(*modules.values())
+        check_sharing(config, method, modules, launch)
+        share_replicas(config, modules, launch)
         apply_speed(config.speed, modules, config.model.resolution, launch)
         self.players = {
             player: Player(

@@ -25,13 +25,29 @@ def test_blocks_are_contiguous_complete_and_even(replicas: int) -> None:
         assert 0 in blocks[0]
 
 
-def test_more_processes_than_replicas_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(TrainerError, match=r"batch.replicas: is 2, but the launch started 5 processes, and 3 of them"):
-        launch(0, 5).held_replicas(2)
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_more_processes_share_the_replicas_evenly(parts: int) -> None:
+    for replicas in (1, 2, 4):
+        world = replicas * parts
+        held = [
+            (launch(rank, world).held_replicas(replicas), launch(rank, world).part(replicas)) for rank in range(world)
+        ]
+        assert held == [(range(r, r + 1), part) for r in range(replicas) for part in range(parts)]
+        assert [launch(0, world).owner(r, replicas) for r in range(replicas)] == [r * parts for r in range(replicas)]
+
+
+@pytest.mark.parametrize(("replicas", "world", "fitting"), [(2, 5, "4 or 6"), (4, 6, "4 or 8"), (3, 64, "63 or 66")])
+def test_processes_that_cannot_share_evenly_are_refused(replicas: int, world: int, fitting: str) -> None:
+    message = (
+        rf"^batch.replicas: is {replicas}, but the launch started {world} processes, .*; launch {fitting} processes"
+    )
+    with pytest.raises(TrainerError, match=message):
+        launch(0, world).held_replicas(replicas)
 
 
 def test_description() -> None:
     assert held_description(launch(0, 3), 4) == "4 replicas on 3 processes (2 + 1 + 1), ddp, fp32, cpu"
+    assert held_description(launch(0, 8), 4) == "4 replicas on 8 processes (2 share each replica), ddp, fp32, cpu"
 
 
 @pytest.mark.parametrize(

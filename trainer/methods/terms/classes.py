@@ -12,6 +12,7 @@ class ClassTerm(Term):
     """D minimises -(L_S + L_C), G minimises L_S - L_C; L_S is the adversarial part."""
 
     draws = False
+    means_over_samples = True
     name = "class"
 
     def __init__(self, discriminator_weight: float, generator_weight: float, classify_generated: bool) -> None:

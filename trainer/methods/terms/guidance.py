@@ -67,6 +67,8 @@ class ClassifierLossConfig:
 class ClassifierTerm(Term):
     """weight x cross-entropy of the classifier on the generator's images, in the generator's turns of the stage."""
 
+    draws = False  # the classifier is frozen
+    means_over_samples = True
     name = "classifier"
 
     def __init__(self, config: ClassifierLossConfig, classifier: Classifier, logit_of: Tensor | None) -> None:

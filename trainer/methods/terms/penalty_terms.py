@@ -65,6 +65,7 @@ def _lazy(player: str, update: int, every: int) -> float | None:
 class GradientPenalty(Term):
     """weight x E ((|grad D(x)| - t) / t)^2 between real and generated images + drift x E D(x)^2."""
 
+    means_over_samples = True
     name = "penalty"
 
     def __init__(self, config: GradientPenaltyConfig) -> None:
@@ -97,6 +98,7 @@ class R1(Term):
 
     name = "penalty"
     draws = False
+    means_over_samples = True
     differentiates_images = True
 
     def __init__(self, config: R1Config) -> None:

@@ -42,6 +42,8 @@ class Term:
 
     name = "term"
     """In `Turn.terms`."""
+    means_over_samples = False
+    """Whether the value is a mean over the replica's samples of what each has alone; so it can be cut into parts."""
     differentiates_images = False
     """Whether the term needs the gradient of the discriminator's logits with respect to the real images."""
 
