@@ -25,7 +25,6 @@ from benchmarks.gpu_check.runner import (
     put_in_place,
     run_sections,
 )
-from benchmarks.gpu_check.shims import apply_shims
 from trainer.foundation.arithmetic import hardware
 
 SECTIONS = (  # most important first
@@ -64,8 +63,7 @@ def main(arguments: list[str]) -> int:
         sections = [section for section in sections if section.name not in done]
     if small:  # a busy CPU is no card: the times are for hangs alone
         sections = [section._replace(seconds=240.0) for section in sections]
-    shims = apply_shims()
-    about = {**hardware(device), "shims": ", ".join(shims) or "none"}
+    about = hardware(device)
     check.say("machine", "FIGURE", ", ".join(f"{key} {value}" for key, value in about.items()))
 
     def noted(section: Section) -> Section:

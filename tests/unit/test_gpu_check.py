@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_check import runner, shims
+from benchmarks.gpu_check import runner
 from benchmarks.gpu_check.__main__ import SECTIONS
 from benchmarks.gpu_check.runner import Check, Section, chosen, run_sections
 from tests.support.checkout import ROOT
-from trainer.players import player
 
 LIMITS = {"a": 270, "b": 215}
 """Seconds of the two parts."""
@@ -111,21 +110,6 @@ def test_what_was_answered_on_this_card_at_this_commit_need_not_be_asked_again(t
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MENAGERIE_COMMIT", "another")
         assert runner.answered(tmp_path, cpu) == set()
-
-
-def test_an_older_pytorch_is_helped_by_the_check_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch 2.11 has no `forward_sync_buffers`."""
-    given: list[dict[str, object]] = []
-
-    class Old:
-        def __init__(self, module: object, broadcast_buffers: bool = True) -> None:
-            given.append({"module": module, "broadcast_buffers": broadcast_buffers})
-
-    monkeypatch.setattr(shims, "DistributedDataParallel", Old)
-    monkeypatch.setattr(player, "DistributedDataParallel", Old)
-    assert shims.apply_shims() == ["DistributedDataParallel(forward_sync_buffers)"]
-    player.DistributedDataParallel("network", forward_sync_buffers=False)  # type: ignore[arg-type]
-    assert given == [{"module": "network", "broadcast_buffers": False}]
 
 
 def test_without_a_gpu_the_command_says_what_to_do(

@@ -5,13 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
 
 from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.foundation.transfer import fetch_later
 from trainer.players.optimizers import AdamConfig, SGDConfig
-from trainer.players.reduction import fixed_order_gradients
+from trainer.players.reduction import GradientMean, fixed_order_gradients
 from trainer.players.zero import ZeroEngine
 from trainer.processes.launch import Launch
 from trainer.speed.settings import SpeedConfig
@@ -57,31 +55,20 @@ class Player:
         self._steps = {key: 0 for key, _ in self.named_parameters()}
         self.deterministic = deterministic
         self.averaged = 1 if deterministic else launch.world_size
+        self.means: list[GradientMean] = []
         self.zero: ZeroEngine | None = None
         self.scaler = torch.amp.GradScaler(launch.device.type) if launch.precision == "fp16" else None
         if deterministic:
             return
         if launch.strategy == "ddp":
-            self.networks = {network: self._reduced(module, speed) for network, module in self.modules.items()}
+            # Each network has its own buckets. Buffers are not sent: what a pass changes does not depend on the process
+            # (models/replicas.py).
+            self.means = [
+                GradientMean(list(module.parameters()), launch.world_size, bf16=speed.bf16_gradients)
+                for module in self.modules.values()
+            ]
         elif partitioned:
             self._partition()
-
-    def _reduced(self, module: nn.Module, speed: SpeedConfig) -> nn.Module:
-        """The network under DDP. Each network has its own, since every pass must reach all parameters that will move."""
-        launch = self.launch
-        # Buffers are not synchronised: what a pass changes does not depend on the process (models/replicas.py).
-        network = DistributedDataParallel(
-            module,
-            device_ids=[launch.local_rank] if launch.device.type == "cuda" else None,
-            forward_sync_buffers=False,
-            # Otherwise DDP orders its buckets anew after the first backward pass, and with three or more processes the
-            # order in which an element's addends meet depends on its place: a resumed run would have other bits.
-            find_unused_parameters=True,
-            gradient_as_bucket_view=True,
-        )
-        if speed.bf16_gradients:
-            network.register_comm_hook(None, bf16_compress_hook)
-        return network
 
     def _partition(self) -> None:
         if len(self.modules) > 1 or not isinstance(self.config, AdamConfig):
@@ -129,10 +116,14 @@ class Player:
         self.optimizer.zero_grad(set_to_none=True)
         for _, parameter in self.named_parameters():
             parameter.grad = None  # also of parameters that no group of the last update held
+        for mean in self.means:
+            mean.begin()
         if self.scaler:
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         else:
             total.backward()  # type: ignore[no-untyped-call]
+        for mean in self.means:
+            mean.finish()
         self._update(rate_factor)
 
     def _update(self, rate_factor: float) -> None:
