@@ -19,6 +19,7 @@ from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.parquet import ParquetSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
@@ -32,6 +33,7 @@ SOURCE is one of
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -42,6 +44,7 @@ _DEFAULTS = {
     "folder": _PHOTOGRAPHS,
     "imagenet": _PHOTOGRAPHS,
     "webdataset": _PHOTOGRAPHS,
+    "parquet": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
 }
@@ -53,6 +56,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "folder": _WRITING | {"grey", "class_names", "subset"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
+    "parquet": _WRITING | {"grey", "class_names", "image_field", "label_field", "split"},
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
@@ -117,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
     image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
     classes = parser.add_argument_group("classes")
-    classes.add_argument(
-        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet, webdataset and shards"
-    )
+    classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
         "--subset",
         action="store_true",
@@ -130,11 +132,17 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
-    tars = parser.add_argument_group("webdataset and shards")
-    tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
-    tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    idx = parser.add_argument_group("idx and cifar")
-    idx.add_argument("--split", choices=["train", "test"], help="(train)")
+    fields = parser.add_argument_group("webdataset, shards and parquet")
+    fields.add_argument(
+        "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
+    )
+    fields.add_argument(
+        "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
+    )
+    idx = parser.add_argument_group("parts of data sets")
+    idx.add_argument(
+        "--split", choices=["train", "validation", "test"], help="of idx and cifar (train); of parquet: which files"
+    )
     idx.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
@@ -171,6 +179,7 @@ def _check_options(given: argparse.Namespace) -> None:
         ("label_field", given.unlabelled, "means nothing with --unlabelled"),
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
+        ("split", given.split == "validation" and given.source != "parquet", "is train or test here"),
         ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
     ):
         if option in options and other:
@@ -206,6 +215,9 @@ def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: di
             return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
+        case "parquet":
+            labelled = not given.unlabelled
+            return ParquetSource(given.input, names, fields=fields, split=given.split, labelled=labelled)
         case _:
             skip = _below(folder, output)
             return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)

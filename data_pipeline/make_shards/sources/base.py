@@ -39,6 +39,9 @@ class Listing(NamedTuple):
     items: Sequence[Item]
     ignored: int = 0
     """Files that are no samples by their names."""
+    together: int = 0
+    """How many of the first numbers of `Item.where` say which items are read together, in their order: they go into the
+    shards together. 0: each can be read alone."""
 
 
 class Source(Protocol):
