@@ -159,7 +159,11 @@ def test_the_pixels_do_not_depend_on_the_processes(package: Path, tmp_path: Path
         ),
         (lambda f: (f / "data/openmoji.json").write_text("[{}]"), (), r"^INPUT: .*openmoji\.json cannot be read"),
         (lambda f: (f / "color/svg/1F402.svg").unlink(), (), r"^INPUT: .* lacks a drawing .*1F402.*; fetch"),
-        (lambda f: (f / "black").rename(f / "noir"), ("--style", "line"), r"^INPUT: .* lacks a drawing .*black/svg/1F4"),
+        (
+            lambda f: (f / "black").rename(f / "noir"),
+            ("--style", "line"),
+            r"^INPUT: .* lacks a drawing .*black/svg/1F4",
+        ),
         (lambda f: None, ("--groups", "feces"), r"^--groups: there is no group 'feces'; there are animals, "),
         (lambda f: None, ("--family", "mnist"), r"^--family: means nothing to SOURCE openmoji"),
     ],
