@@ -21,11 +21,12 @@ from data_pipeline.storage.folder import Folder, split_url
 
 _SUFFIX = ".parquet"
 _ONE_OF_MANY = re.compile(r"(.+)-(\d+)-of-(\d+)(?:-[0-9a-f]+)?\.parquet")
-_SPLITS = {
+SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+"""What the names of a part's files begin with."""
 _BUFFER = 1 << 20  # bytes that are read at once
 _ROWS = 8  # that are decoded at once
 
@@ -207,7 +208,7 @@ class ParquetSource:
 def _part(name: str) -> str:
     """The part of a data set that a file belongs to, by the beginning of its name; empty where it says none."""
     word = re.split(r"[^a-z]", name.lower(), maxsplit=1)[0]
-    return next((split for split, words in _SPLITS.items() if word in words), "")
+    return next((split for split, words in SPLITS.items() if word in words), "")
 
 
 def _check_numbers(folder: str, found: Sequence[str]) -> None:
