@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
+from data_pipeline.make_shards.sources import parquet
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
 from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
@@ -32,6 +34,8 @@ SOURCE is one of
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
+  openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -42,8 +46,10 @@ _DEFAULTS = {
     "folder": _PHOTOGRAPHS,
     "imagenet": _PHOTOGRAPHS,
     "webdataset": _PHOTOGRAPHS,
+    "parquet": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
+    "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
 _WRITING = _EVERYWHERE | {
@@ -53,11 +59,22 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "folder": _WRITING | {"grey", "class_names", "subset"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
+    "parquet": _WRITING | {"grey", "class_names", "image_field", "label_field", "split"},
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
+    "openmoji": _WRITING | {"grey", "split", "style", "groups"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
+
+
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "idx": ("train", "test"),
+    "cifar": ("train", "test"),
+    "parquet": tuple(parquet.SPLITS),
+    "openmoji": tuple(SPLITS),
+}
+"""What --split may be for a SOURCE."""
 
 
 def _positive(text: str) -> int:
@@ -82,6 +99,10 @@ def _part(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -102,14 +123,18 @@ def _parser() -> argparse.ArgumentParser:
     # No option has a default here, so one that was given can be known from one that was not.
     image = parser.add_argument_group("images")
     image.add_argument(
-        "--size", type=_size, help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar)"
+        "--size",
+        type=_size,
+        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji)",
     )
     image.add_argument(
         "--fit",
         choices=["crop", "pad", "stretch"],
-        help="centred part, black bars, or distortion (crop; pad for idx and cifar)",
+        help="centred part, black bars, or distortion (crop; pad for idx, cifar and openmoji)",
     )
-    image.add_argument("--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx and cifar)")
+    image.add_argument(
+        "--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx, cifar and openmoji)"
+    )
     image.add_argument("--quality", type=int, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
     image.add_argument("--chroma", choices=["444", "422", "420"], help="JPEG's chroma sampling (444)")
     image.add_argument("--minimum-side", type=_positive, help="exclude images whose shorter side is less (1)")
@@ -117,9 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
     image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
     classes = parser.add_argument_group("classes")
-    classes.add_argument(
-        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet, webdataset and shards"
-    )
+    classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
         "--subset",
         action="store_true",
@@ -130,12 +153,24 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
-    tars = parser.add_argument_group("webdataset and shards")
-    tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
-    tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    idx = parser.add_argument_group("idx and cifar")
-    idx.add_argument("--split", choices=["train", "test"], help="(train)")
-    idx.add_argument(
+    fields = parser.add_argument_group("webdataset, shards and parquet")
+    fields.add_argument(
+        "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
+    )
+    fields.add_argument(
+        "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
+    )
+    parts = parser.add_argument_group("idx, cifar, parquet and openmoji")
+    parts.add_argument(
+        "--split",
+        choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
+        help="(train; of parquet: the only one); a and b are halves of openmoji's train without a common emoji",
+    )
+    parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
+    parts.add_argument(
+        "--groups", type=_names, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+    )
+    parts.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
     work = parser.add_argument_group("work")
@@ -165,6 +200,9 @@ def _check_options(given: argparse.Namespace) -> None:
         raise DataError(
             f"{_flag(strange[0])}: means nothing to SOURCE {given.source}, which knows {known}; leave it out"
         )
+    if given.split is not None and given.split not in _SPLITS[given.source]:
+        there = ", ".join(_SPLITS[given.source])
+        raise DataError(f"--split: SOURCE {given.source} has {there}, but no {given.split}; choose one of them")
     for option, other, why in (
         ("class_names", given.unlabelled, "means nothing with --unlabelled"),
         ("subset", given.unlabelled, "means nothing with --unlabelled"),
@@ -195,7 +233,9 @@ def _below(folder: Folder, output: Folder) -> str:
     return inner[len(outer) :].strip("/") if inner.startswith(outer.rstrip("/") + "/") else ""
 
 
-def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None) -> Source:
+def _source(
+    given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None, options: ImageOptions
+) -> Source:
     fields = Fields(given.image_field or "", given.label_field or "")
     match given.source:
         case "idx":
@@ -204,8 +244,15 @@ def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: di
             return CifarSource(given.input, split=given.split or "train")
         case "imagenet":
             return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
+        case "openmoji":
+            side = max(options.width, options.height)
+            style, split = given.style or "colour", given.split or "train"
+            return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
+        case "parquet":
+            labelled = not given.unlabelled
+            return parquet.ParquetSource(given.input, names, fields=fields, split=given.split, labelled=labelled)
         case _:
             skip = _below(folder, output)
             return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)
@@ -247,7 +294,7 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
         chroma=given.chroma or "444",
         minimum_side=given.minimum_side or 1,
     )
-    source = _source(given, folder, output, names)
+    source = _source(given, folder, output, names, options)
     return functools.partial(
         make_shards,
         ImageSamples(Unlabelled(source) if given.unlabelled else source, options),
