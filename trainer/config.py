@@ -60,6 +60,9 @@ class RunConfig:
     `evaluation.ms_ssim_pairs` (collapse); all other measures are taken beside the run, by `python -m trainer.evaluate`."""
     heartbeat_every: Annotated[int, Field(ge=0)] = 1_000
     """Iterations between two checks that all processes hold the same parameters, bit for bit; 0: none."""
+    stall_seconds: Annotated[float, Field(gt=0)] | None = None
+    """A process that stands still for so long is named, and the run ends, except in sections that may take long (start,
+    evaluation, saves, a fetch). null: 30 s, and 5 of the longest of its last 20 iterations."""
     deterministic: bool = False
     """Sum the gradients over replicas in a fixed order, so that the weights are the same bits on any number of processes (on
     the CPU, one thread each). For tests and audits: it costs `batch.replicas` times the traffic."""

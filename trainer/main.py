@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     from trainer.foundation.log import run_log
     from trainer.processes.launch import read_launch, start_processes, stop_processes
     from trainer.processes.watch import Watch, die_with_launcher
-    from trainer.training.loop import train
+    from trainer.training.loop import pace, train
 
     config = load_config(arguments[0], arguments[1:])
     launch = read_launch()
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return 0
     die_with_launcher()
     start_processes(launch)
-    with run_log(config.run.dir, launch.rank), Watch(launch):  # what Watch says of a lost process is in the log, too
+    with run_log(config.run.dir, launch.rank), Watch(launch, pace(config, launch)):  # the log has what Watch says, too
         train(config, launch)
     stop_processes()
     return 0

@@ -1,7 +1,9 @@
 """A process that fails, is killed, or computes something else: the others end soon, and say which one it was."""
 
 import os
+import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,22 @@ from tests.support.loopback import free_ports
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def alone(tiny: Callable[..., Path]) -> Iterator[Callable[..., Life]]:
+    """`alone(fault)`: a single process of a long run, with a fault."""
+    lives = []
+
+    def begin(fault: str, **run: object) -> Life:
+        path = tiny(run={"iterations": 100_000, "checkpoint_every": 2, **run})
+        command = [sys.executable, program("faulty_main.py"), fault, str(path)]
+        lives.append(Life(command, environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")))
+        return lives[-1]
+
+    yield begin
+    for life in lives:
+        life.kill()
 
 
 @pytest.fixture
@@ -61,6 +79,77 @@ def test_a_process_that_differs_or_fails_is_named(
         verdict = "failed: a defect; this process cannot continue without it"
         assert verdict in life.output
         assert (tmp_path / "run" / "log.txt").read_text().count(verdict) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_stands_still_is_named_with_its_place(start: Callable[..., Life], rank: int) -> None:
+    """The other one waits in its reduction: it is not to blame."""
+    life = start(f"hangs:{rank}:the discriminator's turn", stall_seconds=4)
+    assert life.wait() != 0
+    named = rf"process {rank} \(pid \d+ on .*\) has not advanced for \d+ s: it is in the discriminator's turn of iteration 3"
+    assert re.search(named + r", at .*entered \(support/faulty_main.py:\d+\)", life.output), life.output[-3000:]
+    assert not re.search(rf"process {1 - rank} .* has not advanced", life.output)
+
+
+def test_a_single_process_names_itself(alone: Callable[..., Life], tmp_path: Path) -> None:
+    life = alone("hangs:0:update", stall_seconds=4)
+    assert life.wait() == 1
+    verdict = "this process has not advanced for 5 s: it is in update of iteration 3, at "
+    assert verdict in life.output
+    assert verdict in (tmp_path / "run" / "log.txt").read_text()
+    assert "The same command resumes from the last checkpoint" in life.output
+
+
+HANGS = [
+    *(
+        f"hangs:{rank}:{section}"
+        for rank in (0, 1)
+        for section in ("agreement", "the generator's turn", "backward pass", "save")
+    ),
+    *("stops:1:data", "stops:0:update", "locks:1:the generator's turn", "locks:0:backward pass"),
+    *("alone hangs:0:backward pass", "alone locks:0:update"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_proof_fault_standing_still(
+    start: Callable[..., Life], alone: Callable[..., Life], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hangs, held locks and stopped processes, with the bounds as they are: the right process within a minute or so."""
+    rows, good = [], True
+    for fault in HANGS:
+        single = fault.startswith("alone ")
+        life = (alone if single else start)(fault.removeprefix("alone "))
+        life.wait_for(lambda life: len(life.iterations()) >= 2)
+        begun = time.monotonic()
+        life.wait_for(lambda life: "has not a" in life.output or "Timeout (" in life.output)
+        seconds = time.monotonic() - begun
+        alone_named = "this process has not advanced" in life.output or "Timeout (" in life.output
+        named = re.findall(r"process (\d+) \(pid \d+ on [^)]*\) has not a", life.output)
+        right = alone_named if single else set(named) == {fault.split(":")[1]}
+        if not fault.endswith(":save"):  # a save may take its time; it is named
+            right = right and life.wait() != 0
+        life.kill()
+        good = good and right and seconds < 90
+        rows.append(f"{fault}: {'right' if right else 'WRONG'}, {seconds:.0f} s")
+    with capsys.disabled():
+        print("".join(f"\n      {row}" for row in rows))
+        print(f"PROOF fault-standing-still: {'PASS' if good else 'FAIL'} {len(rows)} faults")
+    assert good
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_proof_fault_straggler(start: Callable[..., Life], capsys: pytest.CaptureFixture[str]) -> None:
+    """A process at half the speed of the other one is named within 50 iterations."""
+    life = start("slows:1:3")
+    life.wait_for(lambda life: "straggler: process 1" in life.output or len(life.iterations()) > 60)
+    at = max(life.iterations(), default=0)
+    good = "straggler: process 1" in life.output and "straggler: process 0" not in life.output and at <= 50
+    with capsys.disabled():
+        print(f"\nPROOF fault-straggler: {'PASS' if good else 'FAIL'} named at iteration {at}")
+    assert good
 
 
 def test_a_killed_process_is_named_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 FAULT: `parameter` (after iteration 5 one weight is another one), `settings` (another seed), `data` (a DataError at iteration
 3), `stuck` (iteration 3 never ends; the other process fails there).
+Or HOW:RANK:SECTION: process RANK stands still in a section of iteration 3. HOW: `hangs` (its training thread sleeps), `locks`
+(it also holds the interpreter's lock), `stops` (SIGSTOP). `slows:RANK:FACTOR`: its turns take so many times as long.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -14,9 +18,10 @@ import torch
 from data_pipeline.errors import DataError
 from trainer.foundation.commands import run_command
 from trainer.main import main
+from trainer.processes.progress import progress
 from trainer.training import loop
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
 run_iteration = loop.run_iteration  # type: ignore[attr-defined]
 
 
@@ -41,8 +46,48 @@ def faulty(fault: str) -> Any:
     return iteration
 
 
+def stand_still(how: str, where: str) -> None:
+    """In iteration 3, from the moment that the training enters the section."""
+    enter = progress.enter
+
+    def entered(section: str) -> None:
+        enter(section)
+        if section == where and progress.place.iteration == 3:
+            if how == "stops":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif how == "locks":
+                ctypes.PyDLL(None).sleep(600)
+            else:
+                time.sleep(600)
+
+    progress.enter = entered  # type: ignore[method-assign]
+
+
+def slow_down(factor: float) -> None:
+    """Every turn of a player takes so many times as long as it would."""
+    enter, begun = progress.enter, time.monotonic()
+
+    def entered(section: str) -> None:
+        nonlocal begun
+        if section == "reduction":
+            time.sleep((factor - 1) * (time.monotonic() - begun))
+        enter(section)
+        if section.endswith("turn"):
+            begun = time.monotonic()
+
+    progress.enter = entered  # type: ignore[method-assign]
+
+
 def start(arguments: list[str]) -> int:
     fault, *rest = arguments
+    if ":" in fault:
+        how, rank, what = fault.split(":")
+        if int(rank) == RANK:
+            if how == "slows":
+                slow_down(float(what))
+            else:
+                stand_still(how, what)
+        return main(rest)
     loop.run_iteration = faulty(fault)  # type: ignore[attr-defined]
     if fault == "settings" and RANK == 1:
         rest += ["--run.seed", "99"]

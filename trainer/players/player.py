@@ -12,6 +12,7 @@ from trainer.players.optimizers import AdamConfig, SGDConfig
 from trainer.players.reduction import GradientMean, fixed_order_gradients
 from trainer.players.zero import ZeroEngine
 from trainer.processes.launch import Launch
+from trainer.processes.progress import progress
 from trainer.speed.settings import SpeedConfig
 
 
@@ -103,6 +104,7 @@ class Player:
                 parameter.grad = gradient
             self._update(rate_factor)
             return
+        progress.enter("backward pass")
         total = torch.zeros((), device=self.launch.device)
         for loss in losses:
             total = total + loss
@@ -122,12 +124,14 @@ class Player:
             self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         else:
             total.backward()  # type: ignore[no-untyped-call]
+        progress.enter("reduction")
         for mean in self.means:
             mean.finish()
         self._update(rate_factor)
 
     def _update(self, rate_factor: float) -> None:
         """One step of every parameter that has a gradient, with the options of its own count."""
+        progress.enter("update")
         moving: dict[int, dict[str, nn.Parameter]] = {}
         for key, parameter in self.named_parameters():
             if parameter.grad is not None:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.processes.launch import Launch, sum_over_processes
+from trainer.processes.progress import progress
 
 
 def fixed_order_gradients(
@@ -28,6 +29,7 @@ def fixed_order_gradients(
     for number, loss in enumerate(losses, start=1):
         # Replicas share the spectrally normalised weights and their graph, which must last until the last one.
         own.append(torch.autograd.grad(loss, parameters, retain_graph=number < len(losses), allow_unused=True))
+    progress.enter("reduction")
     total: list[Tensor | None] = []
     for index, parameter in enumerate(parameters):
         if all(gradients[index] is None for gradients in own):

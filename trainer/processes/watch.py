@@ -1,29 +1,35 @@
-"""The processes of one launch watch each other: if one is lost, the others end soon, and say which one it was.
+"""The processes of one launch watch each other: if one is lost or stands still, all end soon, and say which one it was.
 
 A collective whose partner is gone waits: for good under NCCL, for its time limit under gloo. So every process has a thread
-that tells the launch's key-value store once a second that it lives. Process 0 looks after all others, they look after
-process 0 and after the verdict that it, or a process that fails by itself, leaves in the store.
+that tells the launch's key-value store once a second that it lives, and where its training is (progress.py). Process 0
+looks after all others, they look after process 0 and after the verdict that it, or a process that fails by itself, leaves in
+the store. A single process looks after itself.
 """
 
 import contextlib
 import ctypes
+import faulthandler
 import json
+import logging
 import os
 import signal
 import socket
+import statistics
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch.distributed as dist
 
 from trainer.foundation.errors import TrainerError
 from trainer.foundation.log import note_error, to_stderr
 from trainer.processes.launch import Launch
+from trainer.processes.progress import Clock, Place, Report, progress, said, stalled, straggler
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 40.0
@@ -35,6 +41,22 @@ VERDICT_SECONDS = 20.0
 STORE_SECONDS = 50.0
 """How long a process continues without the store: its machine may be lost, or the run may just be stopping in good order."""
 LEFT = "left"
+MOST_NAMED = 3
+STRAGGLER_EVERY = 200
+"""Iterations between two lines about a straggler."""
+
+logger = logging.getLogger("menagerie")
+
+
+class Pace(NamedTuple):
+    """What the watch of the progress goes by."""
+
+    stall_seconds: float | None
+    """`run.stall_seconds`."""
+    allowed: Mapping[str, float]
+    """Seconds that sections may take beyond their bound, beside progress.ALLOWED."""
+    weight: float
+    """Replicas that this process holds; below 1 its part of one."""
 
 
 class LostProcess(TrainerError):
@@ -42,10 +64,14 @@ class LostProcess(TrainerError):
 
 
 class Watch:
-    """A context manager round everything that uses collectives; does nothing in a single process."""
+    """A context manager round everything that uses collectives."""
 
-    def __init__(self, launch: Launch) -> None:
-        self.launch = launch
+    def __init__(self, launch: Launch, pace: Pace | None = None) -> None:
+        """`pace`: how long the training may stand still; None: progress is not watched, and a single process not at all."""
+        self.launch, self.pace = launch, pace
+        self._clock = Clock(progress)
+        self._named: tuple[int, int] | None = None
+        self._slow_named = -STRAGGLER_EVERY
         self._ending = threading.Event()
         self._verdict: str | None = None
         self._known = threading.Event()
@@ -53,6 +79,9 @@ class Watch:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        if self.launch.world_size == 1 and self.pace is not None:
+            self._thread = threading.Thread(target=self._watch_alone, args=[self.pace], name="watch", daemon=True)
+            self._thread.start()
         if self.launch.world_size > 1:
             self._launcher = os.getppid()
             self._before = signal.signal(signal.SIGTERM, self._terminate)
@@ -66,6 +95,10 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._thread is None:
+            return
+        if self.launch.world_size == 1:
+            self._ending.set()
+            self._thread.join(timeout=5 * BEAT_SECONDS)
             return
         if error is None:
             signal.signal(signal.SIGTERM, self._before)
@@ -108,8 +141,11 @@ class Watch:
         while not self._ending.wait(BEAT_SECONDS):
             beat += 1
             try:
-                self._store.set(self._key("beat", self.launch.rank), str(beat))
+                own = self._clock.report(*self.pace) if self.pace else None
+                self._store.set(self._key("beat", self.launch.rank), json.dumps([beat, own]))
                 verdict = self._read_verdict() or self._judge(heard)
+                if own and self.launch.is_main and not verdict:
+                    verdict = self._look_at_progress({0: own, **_reports(heard)})
                 store_lost = None
             except Exception:
                 verdict = None
@@ -136,11 +172,62 @@ class Watch:
             beat = self._store.get(key).decode() if self._store.check([key]) else ""
             if beat != last:
                 heard[rank] = (beat, now)
-            elif beat != LEFT and (self._is_dead(rank) or now - when > limit):
+            elif beat != LEFT and ((dead := self._is_dead(rank)) or now - when > limit):
                 verdict = f"process {self._name(rank)} is gone (killed, or its machine is lost)"
+                if not dead and not self._collective_failed.is_set():
+                    verdict = (
+                        f"process {self._name(rank)} has not answered for {now - when:.0f} s (it is stopped, a lock is held in "
+                        "it, or its machine is lost)"
+                    )
                 self._announce(verdict)
                 return verdict
         return None
+
+    def _look_at_progress(self, reports: Mapping[int, Report]) -> str | None:
+        """In process 0: name processes that stand still, or are slow, in the log; the verdict once that is too long."""
+        if len(reports) == self.launch.world_size and (slow := straggler(reports)) is not None:
+            self._name_straggler(slow, reports)
+        stall = stalled(reports) if len(reports) == self.launch.world_size else None
+        if stall is None:
+            return None
+        told = "; ".join(f"process {self._name(rank)} {said(reports[rank])}" for rank in stall.ranks[:MOST_NAMED])
+        if stall.ends:
+            self._announce(told)
+            return told
+        place = reports[stall.ranks[0]].place[:2]
+        if self._named != place:
+            self._named = place
+            logger.warning("%s; the others wait for it", told)
+        return None
+
+    def _name_straggler(self, slow: int, reports: Mapping[int, Report]) -> None:
+        iteration = reports[slow].place.iteration
+        if iteration >= self._slow_named + STRAGGLER_EVERY:
+            self._slow_named = iteration
+            others = statistics.median(report.own for rank, report in reports.items() if rank != slow)
+            logger.warning(
+                "straggler: process %s takes %.3g s of its own for the work of a replica, the others %.3g s; all wait for it",
+                self._name(slow),
+                reports[slow].own,
+                others,
+            )
+
+    def _watch_alone(self, pace: Pace) -> None:
+        """A single process: the verdict on itself."""
+        named = None
+        while not self._ending.wait(BEAT_SECONDS):
+            report = self._clock.report(*pace)
+            # Should a lock be held so that this thread cannot run, the interpreter's own timer ends the process.
+            limit = report.bound + report.allowed + SILENT_SECONDS
+            faulthandler.dump_traceback_later(limit, exit=True)
+            stall = stalled({0: report})
+            if stall and stall.ends:
+                self._give_up(f"this process {said(report)}")
+                break
+            if stall and named != report.place[:2]:
+                named = report.place[:2]
+                logger.warning("this process %s", said(report))
+        faulthandler.cancel_dump_traceback_later()
 
     def _is_dead(self, rank: int) -> bool:
         """Whether a process of this machine has ended; False where that cannot be seen."""
@@ -169,9 +256,8 @@ class Watch:
 
     def _give_up(self, verdict: str) -> None:
         """End this process: from its main thread if that comes back from its collective, else from here."""
-        self._verdict = (
-            f"{verdict}; this process cannot continue without it. The same command resumes from the last checkpoint"
-        )
+        alone = "" if self.launch.world_size == 1 else "; this process cannot continue without it"
+        self._verdict = f"{verdict}{alone}. The same command resumes from the last checkpoint"
         self._known.set()
         if not self._ending.wait(SILENT_AFTER_LOSS_SECONDS):
             # In threads: the one that hangs may hold the log, or the stream.
@@ -180,6 +266,16 @@ class Watch:
                 telling.start()
                 telling.join(timeout=BEAT_SECONDS)
             os._exit(LostProcess.exit_status)
+
+
+def _reports(heard: Mapping[int, tuple[str, float]]) -> dict[int, Report]:
+    """What the processes told of their progress, where they did."""
+    reports = {}
+    for rank, (beat, _) in heard.items():
+        told = json.loads(beat)[1] if beat.startswith("[") else None
+        if told is not None:
+            reports[rank] = Report(Place(*told[0]), *told[1:])
+    return reports
 
 
 def die_with_launcher() -> None:

@@ -13,6 +13,7 @@ from trainer.foundation.pixels import flip_half, normalise
 from trainer.foundation.transfer import to_device
 from trainer.methods.protocol import Method, Tensors, Turn
 from trainer.models.traits import draws_inside
+from trainer.processes.progress import progress
 from trainer.training.sharing import own_part
 
 
@@ -83,7 +84,9 @@ class Draws:
 
     def _read(self, source: Source, turn: Turn) -> list[dict[str, Tensor]]:
         """The next batch of a source: the fields of each held replica, on the device, images normalised."""
+        progress.enter("data")
         batch = next(source.stream)
+        progress.enter("draws")
         # One copy for all replicas. The stream's memory is filled again: images become new ones below.
         moved = {
             name: to_device(value if name == "image" else value.clone(), self.device)

@@ -20,6 +20,7 @@ from trainer.models.replicas import replica_passes
 from trainer.models.traits import can_group
 from trainer.players.player import Player
 from trainer.processes.launch import Launch
+from trainer.processes.progress import progress
 from trainer.speed.settings import PLAIN, SpeedConfig
 
 Scalars = dict[str, Tensor]
@@ -65,6 +66,7 @@ def run_iteration(
                     stack.enter_context(player.frozen())
             steps = stack.enter_context(with_ahead(method, in_a_row, others, drawn, held, launch, speed))
             for turn, replica_draws, made in steps:
+                progress.enter(f"the {name}'s turn")
                 if turn.forgets:
                     mover.forget()
                 losses = []

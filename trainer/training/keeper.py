@@ -28,7 +28,7 @@ logger = logging.getLogger("menagerie")
 
 HARMLESS = (
     *(f"run.{name}" for name in ("dir", "iterations", "dry_run", "resume", "allow_changed", "heartbeat_every")),
-    "run.deterministic",
+    *(f"run.{name}" for name in ("deterministic", "stall_seconds")),
     *(f"run.{name}" for name in ("initialize_from", "initialize_optimizer", "rollbacks")),
     *(f"run.{kind}_every" for kind in ("checkpoint", "log", "sample", "evaluate")),
     "checkpoint",

@@ -21,6 +21,8 @@ from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.processes.launch import Launch, sum_over_processes
 from trainer.processes.preemption import StopRequest, clear_marker, write_marker
+from trainer.processes.progress import progress
+from trainer.processes.watch import Pace
 from trainer.speed.apply import describe_host
 from trainer.speed.autotune import Tuned, choose_forms
 from trainer.telemetry.board import Telemetry
@@ -54,6 +56,14 @@ def train(config: Config, launch: Launch) -> bool:
                 if launch.is_main:
                     left = f"{attempt.rollbacks} of {config.run.rollbacks}"
                     logger.warning("going back to the last checkpoint (%s): %s", left, error)
+
+
+def pace(config: Config, launch: Launch) -> Pace:
+    """What the watch of the training's progress goes by. A fetch may take its deadline, which has an error of its own."""
+    replicas = config.batch.replicas
+    deadline = max(config.source(name).fetch_deadline for name in ("data", *config.sources))
+    weight = len(launch.held_replicas(replicas)) / launch.parts(replicas)
+    return Pace(config.run.stall_seconds, {"data": deadline}, weight)
 
 
 @dataclass
@@ -103,27 +113,36 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
         seeded = anything_draws(method, (m for player in state.players.values() for m in player.modules.values()))
         for iteration in range(start, run.iterations + 1):
             # Status, samples, evaluation, checkpoint, stop: before the step, so that neither end is a special case.
+            progress.begin(iteration)
             last = iteration == run.iterations
             new = iteration != start  # at `start` all of this was done before the checkpoint was written
             scheduled = new and iteration % run.checkpoint_every == 0
             saving = keeper.due(scheduled, iteration)
+            progress.enter("agreement")
             stopping, saving, failed = _agree(launch, stop.requested(), saving, keeper.failure is not None)
             stopping = stopping and not last
             if failed:
                 keeper.raise_failure()
             if new and (iteration % run.log_every == 0 or last or stopping):
+                progress.enter("log")
                 report.log(iteration, keeper.status(), keeper.note())
             if (new or start == 0) and (last or (run.sample_every and iteration % run.sample_every == 0)):
+                progress.enter("samples")
                 report.grid(iteration, state)
             scores = {}
             if new and run.evaluate_every and (last or iteration % run.evaluate_every == 0):
+                progress.enter("evaluation")
                 scores = report.evaluate(iteration, state)
+            progress.enter("evaluation")
             stage.watch(iteration, state, method.sampler(state.sampled), telemetry, new=new)
             if run.heartbeat_every and iteration % run.heartbeat_every == 0:
+                progress.enter("heartbeat")
                 heartbeat(launch, state.players, iteration)
             if last or stopping or saving:
+                progress.enter("final save" if last or stopping else "save")
                 keeper.save(state, iteration, report.real_samples(iteration), scores, final=last or stopping)
             if last or stopping:
+                progress.enter("end")
                 reason = "complete" if last else stop.reason or "another process was asked"
                 keeper.end(reason, iteration)
                 if telemetry:
