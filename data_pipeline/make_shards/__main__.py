@@ -20,6 +20,7 @@ from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
 from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
+from data_pipeline.make_shards.sources.tags import TagsSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
@@ -34,6 +35,7 @@ SOURCE is one of
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
+  tags        MIR Flickr 25k, or the package openmoji: a picture once for each of its tags, the tags as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -47,6 +49,7 @@ _DEFAULTS = {
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
+    "tags": {"size": 224, "fit": "crop", "encoding": "jpeg"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
 _WRITING = _EVERYWHERE | {
@@ -59,6 +62,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
+    "tags": _WRITING | {"split", "words", "minimum_pictures"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--size",
         type=_size,
-        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji)",
+        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji; 224 for tags)",
     )
     image.add_argument(
         "--fit",
@@ -145,13 +149,19 @@ def _parser() -> argparse.ArgumentParser:
     tars = parser.add_argument_group("webdataset and shards")
     tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
     tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    parts = parser.add_argument_group("idx, cifar and openmoji")
+    parts = parser.add_argument_group("idx, cifar, openmoji and tags")
     parts.add_argument(
         "--split", choices=list(SPLITS), help="(train); a and b are halves of openmoji's train without a common emoji"
     )
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
         "--groups", type=_names, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+    )
+    parts.add_argument(
+        "--words", metavar="FILE", help="of tags: word vectors (word2vec or GloVe); tags without one are left out"
+    )
+    parts.add_argument(
+        "--minimum-pictures", type=_positive, help="of tags: training pictures that have a tag of the vocabulary (5)"
     )
     parts.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
@@ -229,6 +239,9 @@ def _source(
             side = max(options.width, options.height)
             style, split = given.style or "colour", given.split or "train"
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
+        case "tags":
+            least, side = given.minimum_pictures or 5, max(options.width, options.height)
+            return TagsSource(folder, split=given.split or "train", words=given.words, least=least, side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
         case _:

@@ -16,6 +16,7 @@ from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.strips import Strips
+from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -28,6 +29,7 @@ MEASURES: list[type[Measure]] = [
     IntraFrechet,
     Neighbours,
     Strips,
+    Tags,
 ]
 """In the order in which they are measured, recorded and reported."""
 

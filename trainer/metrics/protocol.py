@@ -110,6 +110,8 @@ class Setting:
     reference: Reference | None = None
     """In the main process alone, as the next one."""
     judged: Reference | None = None
+    trained_on: DataConfig | None = None
+    """What the run reads as `data`; None: the same as `data`."""
 
     @property
     def manifest(self) -> Manifest:

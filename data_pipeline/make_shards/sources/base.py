@@ -41,6 +41,8 @@ class Listing(NamedTuple):
     """Files that are no samples by their names."""
     notice: tuple[tuple[str, str], ...] = ()
     """What whoever has the samples must know, by name: licence, attribution. It goes into the manifest's options."""
+    part: bool = False
+    """The samples are a part of the data whose classes these are; a class may have none."""
 
 
 class Source(Protocol):
