@@ -22,7 +22,9 @@ BANDWIDTHS = tuple(10 ** (-1 + step / 9) for step in range(10))
 """Ten values, evenly spaced in their logarithm, from 0.1 to 1."""
 CHOOSING = 1_000
 """Images that choose the bandwidth; where --real must give them, a quarter of it at most."""
-CAUTION = "no verdict on quality: blurred centres of clusters beat real images; compare only at an equal number of samples"
+CAUTION = (
+    "no verdict on quality: blurred centres of clusters beat real images; compare only at an equal number of samples"
+)
 _ROWS = 500  # real images of one block: with 10,000 samples 40 MB of float64
 
 
