@@ -51,6 +51,8 @@ class Evaluation:
     cache: Path
     with_real: bool = True
     """Whether the judge's features of all real images may be computed for `Setting.judged` alone."""
+    validation: DataConfig | None = None
+    """Real images that choose what a measure must choose."""
     trained_on: DataConfig | None = None
     """What the run reads as `data`; None: the same as the real images."""
 
@@ -84,6 +86,7 @@ class Evaluation:
             self.judge,
             reference,
             judged,
+            self.validation,
             trained_on=self.trained_on,
         )
         measures = [measure(setting) for measure in self.measures]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.models.layers import at_least_float32, full_precision
+from trainer.models.maxout import Maxout
 
 
 class WordTable(nn.Module):
@@ -57,7 +58,7 @@ class TagGenerator(nn.Module):
 
 
 class TagDiscriminator(nn.Module):
-    """Word vector -> ReLU units, features -> ReLU units, both -> maxout units (Goodfellow et al. 2013) -> a logit."""
+    """Word vector -> ReLU units, features -> ReLU units, both -> maxout units -> a logit."""
 
     draws = couples_samples = False
 
@@ -87,23 +88,6 @@ class TagDiscriminator(nn.Module):
         h = self.dropout(self.joint(self.dropout(h)))
         with full_precision(h.device):
             return F.linear(at_least_float32(h), self.logit.weight, self.logit.bias).squeeze(1)
-
-
-class Maxout(nn.Module):
-    """max over j of W_ij x + b_ij: one linear layer, then the largest of each `pieces` outputs in a row.
-
-    x [B, I] -> [B, units].
-    """
-
-    draws = couples_samples = False
-
-    def __init__(self, features: int, units: int, pieces: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(features, units * pieces)
-        self.pieces = pieces
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.amax(self.linear(x).view(len(x), -1, self.pieces), 2)
 
 
 def _draw_weights(module: nn.Module, bound: float) -> None:

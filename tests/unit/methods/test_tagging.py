@@ -20,7 +20,6 @@ from trainer.methods.protocol import ClassNames, Shards
 from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.methods.tagging import TaggingConfig, TaggingMethod
 from trainer.models import ModelConfig
-from trainer.models.tagging import Maxout
 
 Array = npt.NDArray[np.float64]
 TINY: dict[str, Any] = {
@@ -57,17 +56,6 @@ def test_the_papers_networks_have_the_papers_sizes() -> None:
         for name in ("generator", "discriminator", "words")
     }
     assert sizes == {"generator": 8_744_700, "discriminator": 10_120_901, "words": 0}
-
-
-def test_maxout_is_the_largest_of_its_pieces() -> None:
-    layer = Maxout(4, 5, 3).double()
-    x = torch.randn(6, 4, dtype=torch.float64)
-    weight, bias = (value.detach().numpy() for value in (layer.linear.weight, layer.linear.bias))
-    expected = np.empty((6, 5))
-    for row in range(6):
-        for unit in range(5):
-            expected[row, unit] = max(weight[k] @ x[row].numpy() + bias[k] for k in range(3 * unit, 3 * unit + 3))
-    np.testing.assert_allclose(layer(x).detach().numpy(), expected, atol=1e-13)
 
 
 class Plain:
