@@ -33,8 +33,9 @@ def write_vectors(
 
     `classes`: the class number of each vector, 0 .. number of classes - 1; None: the vectors have none. `class_names`:
     of all classes; without them a class is called by its number. The files depend on the arguments alone. Vector i
-    has the key `%08d` of i; as with images, neighbours in the array are apart in the shards. `notice`: what the manifest says to
-    whoever has them, such as a licence. `part`: a class may have no vector, because another part of the data has it.
+    has the key `%08d` of i; as with images, neighbours in the array are apart in the shards. `notice`: what the manifest
+    says to whoever has them, such as a licence. `part`: a class may have no vector, because another part of the data
+    has it.
     """
     vectors = _checked(vectors)
     names = _class_names(len(vectors), classes, class_names, part)

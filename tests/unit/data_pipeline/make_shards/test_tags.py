@@ -187,7 +187,7 @@ def test_ppmi_and_vectors_against_a_plain_form(tmp_path: Path) -> None:
                 expected[i, j] = max(0.0, np.log(share))
     matrix = corpus.ppmi(sparse.csr_matrix(counts))
     np.testing.assert_allclose(matrix.toarray(), expected, atol=1e-12)
-    u, s, v = np.linalg.svd(expected)
+    u, s, _ = np.linalg.svd(expected)
     vectors = corpus.vectors_of(matrix, 3).astype(float)
     np.testing.assert_allclose(np.abs(vectors), np.abs(u[:, :3] * np.sqrt(s[:3])), atol=1e-5)
     assert (vectors[np.abs(vectors).argmax(0), range(3)] > 0).all()
