@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from data_pipeline.errors import DataError
 
 _WORD = re.compile(r"[a-z]{2,}")
 _SMOOTHING = 0.75
+Matrix = Any
+"""A sparse matrix of scipy, which is imported where it is needed."""
 _BATCH = 1 << 20  # words whose neighbours are counted at once
 
 
@@ -44,7 +47,7 @@ def vocabulary_of(lines: Iterator[list[str]], least: int) -> list[str]:
     return words
 
 
-def cooccurrences(lines: Iterator[list[str]], words: Sequence[str], window: int) -> "npt.NDArray[np.float64]":
+def cooccurrences(lines: Iterator[list[str]], words: Sequence[str], window: int) -> Matrix:
     """How often each pair of words stands at most `window` words apart on a line, nearer ones counting 1 / distance: a
     symmetric scipy.sparse matrix [V, V]."""
     from scipy import sparse
@@ -59,7 +62,7 @@ def cooccurrences(lines: Iterator[list[str]], words: Sequence[str], window: int)
     return total + _counted(np.array(batch, dtype=np.int64), len(words), window)
 
 
-def _counted(places: npt.NDArray[np.int64], size: int, window: int) -> "npt.NDArray[np.float64]":
+def _counted(places: npt.NDArray[np.int64], size: int, window: int) -> Matrix:
     from scipy import sparse
 
     found = sparse.csr_matrix((size, size), dtype=np.float64)
@@ -73,7 +76,7 @@ def _counted(places: npt.NDArray[np.int64], size: int, window: int) -> "npt.NDAr
     return found
 
 
-def ppmi(counts: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
+def ppmi(counts: Matrix) -> Matrix:
     """max(0, log P(w, c) / (P(w) P(c)^0.75)), the smoothed P(c) normalised, of a sparse matrix of counts."""
     pairs = counts.tocoo()
     words = np.asarray(counts.sum(1)).ravel()
@@ -85,7 +88,7 @@ def ppmi(counts: "npt.NDArray[np.float64]") -> "npt.NDArray[np.float64]":
     return result
 
 
-def vectors_of(matrix: "npt.NDArray[np.float64]", length: int) -> npt.NDArray[np.float32]:
+def vectors_of(matrix: Matrix, length: int) -> npt.NDArray[np.float32]:
     """U S^(1/2) of the largest `length` singular values, the largest first: float32 [V, length]. The sign is such that a
     column's largest entry is positive. Raises DataError."""
     from scipy.sparse.linalg import svds
@@ -97,8 +100,9 @@ def vectors_of(matrix: "npt.NDArray[np.float64]", length: int) -> npt.NDArray[np
     u, s, _ = svds(matrix, k=length, v0=np.ones(min(matrix.shape)))
     u, s = u[:, ::-1], s[::-1]
     largest = np.abs(u).argmax(0)
-    vectors = u * np.sign(u[largest, np.arange(length)]) * np.sqrt(s)
-    return vectors.astype(np.float32)
+    signs = np.sign(u[largest, np.arange(length)])
+    vectors: npt.NDArray[np.float32] = (u * signs * np.sqrt(s)).astype(np.float32)
+    return vectors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

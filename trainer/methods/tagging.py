@@ -67,6 +67,13 @@ class TaggingConfig:
     """Initial weights are U(-range, range), biases 0. Not given in the paper; this is the predecessor's."""
     discriminator_range: Range = 0.005
     """The same of the discriminator."""
+    mismatched: bool = False
+    """Whether half of what the discriminator takes for generated are real words with the features of another image (Reed et
+    al. 2016, algorithm 1). The paper has none."""
+    centred_words: bool = False
+    """Subtract the vocabulary's mean from its vectors, so that cosines are about it. Not in the paper."""
+    normalised_features: bool = False
+    """Each image's features are shifted and scaled to mean 0 and variance 1. Not in the paper."""
     nearest: Count = 20
     """Words that a generated vector votes for: the nearest by cosine."""
     second_derivatives: ClassVar[bool] = False
@@ -116,6 +123,7 @@ class TaggingMethod:
                 image_units=config.image_units,
                 dropout=config.dropout,
                 weight_range=config.generator_range,
+                normalised=config.normalised_features,
             )
         return TagDiscriminator(
             features=config.features,
@@ -126,6 +134,7 @@ class TaggingMethod:
             joint_pieces=config.joint_pieces,
             dropout=config.dropout,
             weight_range=config.discriminator_range,
+            normalised=config.normalised_features,
         )
 
     def check(self, sources: Mapping[str, Shards]) -> None:
@@ -166,6 +175,8 @@ class TaggingMethod:
                 f"{len(tags)} tags lack one); give the file that `make_shards tags --words` was given"
             )
         vectors = torch.stack([torch.from_numpy(found[tag]) for tag in tags])
+        if self.config.centred_words:
+            vectors = F.normalize(vectors - vectors.mean(0), dim=1)
         length = vectors.shape[1]
         if length != self.config.word_length:
             raise SettingError(
@@ -206,8 +217,9 @@ class TaggingMethod:
             loss = self.sides.generator(fake)
         else:
             real, fake = D(draw["real_words"], features), D(draw["fake_words"], features)
-            loss = self.sides.discriminator(real, fake)
             logged["real_score"] = real.mean().detach()
+            wrong = [D(draw["real_words"], features.roll(1, 0))] if self.config.mismatched else []
+            loss = self.sides.discriminator(real, torch.cat([fake, *wrong]))
         return {"loss": loss, "adversarial": loss.detach(), **logged, "fake_score": fake.mean().detach()}, memory
 
     def memory(self, replica: int) -> dict[str, Tensor]:
@@ -246,7 +258,8 @@ class FeatureConditions:
             raise SettingError(
                 "classes: this generator makes words of images, of which an export has none; give --source"
             )
-        return self.real(numbers)["data"]["vector"]
+        features: Tensor = self.real(numbers)["data"]["vector"]
+        return features
 
     def caption(self, condition: Tensor) -> str:
         """Nothing: features have no name."""

@@ -43,17 +43,19 @@ class TagGenerator(nn.Module):
         image_units: int,
         dropout: float,
         weight_range: float,
+        normalised: bool,
     ) -> None:
         super().__init__()
         self.noise = nn.Linear(latent_dim, noise_units)
         self.image = nn.Linear(features, image_units)
         self.word = nn.Linear(noise_units + image_units, word_length)
         self.dropout = nn.Dropout(dropout)
+        self.normalised = normalised
         _draw_weights(self, weight_range)
 
     def forward(self, latents: Tensor, features: Tensor) -> Tensor:
         """Word vectors [B, D] of latents [B, Z] and features [B, F]."""
-        h = torch.cat([F.relu(self.noise(latents)), F.relu(self.image(features))], 1)
+        h = torch.cat([F.relu(self.noise(latents)), F.relu(self.image(_features(features, self.normalised)))], 1)
         return at_least_float32(self.word(self.dropout(h)))
 
 
@@ -73,6 +75,7 @@ class TagDiscriminator(nn.Module):
         joint_pieces: int,
         dropout: float,
         weight_range: float,
+        normalised: bool,
     ) -> None:
         super().__init__()
         self.word = nn.Linear(word_length, word_units)
@@ -80,14 +83,20 @@ class TagDiscriminator(nn.Module):
         self.joint = Maxout(word_units + image_units, joint_units, joint_pieces)
         self.logit = nn.Linear(joint_units, 1)
         self.dropout = nn.Dropout(dropout)
+        self.normalised = normalised
         _draw_weights(self, weight_range)
 
     def forward(self, words: Tensor, features: Tensor) -> Tensor:
         """Logits [B], at least float32, of words [B, D] and features [B, F]."""
-        h = torch.cat([F.relu(self.word(words)), F.relu(self.image(features))], 1)
+        h = torch.cat([F.relu(self.word(words)), F.relu(self.image(_features(features, self.normalised)))], 1)
         h = self.dropout(self.joint(self.dropout(h)))
         with full_precision(h.device):
             return F.linear(at_least_float32(h), self.logit.weight, self.logit.bias).squeeze(1)
+
+
+def _features(features: Tensor, normalised: bool) -> Tensor:
+    """As they are, or each image's shifted and scaled to mean 0 and variance 1."""
+    return F.layer_norm(features, features.shape[1:]) if normalised else features
 
 
 def _draw_weights(module: nn.Module, bound: float) -> None:

@@ -125,9 +125,11 @@ def gradients_equal(network: torch.nn.Module, plain: dict[str, Plain]) -> None:
         assert np.abs(layer.weight_gradient).max() > 1e-6
 
 
+@pytest.mark.parametrize("additions", [False, True])
 @pytest.mark.parametrize("player", ["generator", "discriminator"])
-def test_losses_and_gradients_against_numpy(player: str) -> None:
-    method = method_of()
+def test_losses_and_gradients_against_numpy(player: str, additions: bool) -> None:
+    """`additions`: what the paper does not have, mismatched pairs and normalised features."""
+    method = method_of(mismatched=additions, normalised_features=additions)
     torch.manual_seed(0)
     method.vectors = torch.randn(4, 3, dtype=torch.float64)
     networks = {name: method.build(name).double() for name in ("generator", "words", "discriminator")}
@@ -137,10 +139,14 @@ def test_losses_and_gradients_against_numpy(player: str) -> None:
         "labels": torch.tensor([0, 1, 2, 3, 3, 2, 1, 0]),
     }
     z, f = draw["latents"].numpy(), draw["features"].numpy()
+    if additions:
+        f = (f - f.mean(1, keepdims=True)) / np.sqrt(f.var(1, keepdims=True) + 1e-5)
     G, D = PlainGenerator(networks["generator"]), PlainDiscriminator(networks["discriminator"])
     words, seen_words = G.run(z, f)
     fake, seen_fake = D.run(words, f)
-    real, seen_real = D.run(method.vectors.numpy()[draw["labels"].numpy()], f)
+    real_words = method.vectors.numpy()[draw["labels"].numpy()]
+    real, seen_real = D.run(real_words, f)
+    wrong, seen_wrong = D.run(real_words, np.roll(f, 1, 0))
     found = losses(method, player, networks, draw)
     found["loss"].backward()
     if player == "generator":
@@ -148,9 +154,12 @@ def test_losses_and_gradients_against_numpy(player: str) -> None:
         G.back(seen_words, D.back(seen_fake, -sigmoid(-fake) / 8))
         gradients_equal(networks["generator"], G.layers)
     else:
-        expected = np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(fake)).mean()
+        made = np.concatenate([fake, wrong]) if additions else fake
+        expected = np.log1p(np.exp(-real)).mean() + np.log1p(np.exp(made)).mean()
         D.back(seen_real, -sigmoid(-real) / 8)
-        D.back(seen_fake, sigmoid(fake) / 8)
+        D.back(seen_fake, sigmoid(fake) / len(made))
+        if additions:
+            D.back(seen_wrong, sigmoid(wrong) / len(made))
         gradients_equal(networks["discriminator"], D.layers)
         assert all(parameter.grad is None for parameter in networks["generator"].parameters())
     assert abs(found["loss"].item() - expected) < 1e-10
