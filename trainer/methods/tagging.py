@@ -7,6 +7,7 @@ network without parameters, so that the state, and an export, holds them.
 Shapes: B samples of one replica, F features of an image, D numbers of a word vector, V words of the vocabulary.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, ClassVar, Literal
@@ -183,7 +184,7 @@ class TaggingMethod:
                 f"objective.word_length: is {self.config.word_length}, but the vectors in {self.config.words} have {length} "
                 f"numbers; set it to {length}"
             )
-        return vectors * length**0.5
+        return vectors * math.sqrt(length)
 
     def turns(self, iteration: int) -> list[Turn]:
         """The generator's turn, number 0, first or last; the discriminator's are 1, 2, ..."""
