@@ -9,7 +9,7 @@ Shapes: B samples of one replica.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -164,4 +164,13 @@ class Method(Protocol):
 
     def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of the networks of `shown`."""
+        ...
+
+
+@runtime_checkable
+class ChecksMemory(Protocol):
+    """A method that can tell whether what it remembers is of this experiment."""
+
+    def check_memory(self, seed: int, iteration: int, replica: int, memory: Tensors) -> None:
+        """Raise `CheckpointError` unless a replica may remember this before `iteration` of a run with this seed."""
         ...

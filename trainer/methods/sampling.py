@@ -169,9 +169,89 @@ class FromData(Protocol):
     def bind(self, real: Callable[[range], Mapping[str, Tensors]]) -> None:
         """From now on `evenly` and `in_turn` may ask `real` for samples by number: the fields of each source, on the CPU.
 
-        The numbers may be beyond the last sample; the order then begins again.
+        The numbers may be beyond the last sample; the order then begins again. A source is read where its fields are looked
+        up.
         """
         ...
+
+
+@runtime_checkable
+class FromPictures(Protocol):
+    """A sampler that makes a picture of a picture, of any size that its networks can take."""
+
+    channels: int
+    """Of the pictures: 1 or 3."""
+
+    def remake(self, picture: Tensor, source: torch.Generator) -> Tensor:
+        """Of a picture [C, H, W] in [-1, 1], on the networks' device, another one [C, H', W'], at least float32.
+
+        `source` is for what has to be drawn. Raises `SettingError`, beginning with the size ("3x3 px, too small ..."), for one that cannot be taken.
+        """
+        ...
+
+
+@runtime_checkable
+class Directed(Protocol):
+    """A sampler that can work in several directions."""
+
+    directions: tuple[str, ...]
+    """Their names. The first is the sampler's own."""
+
+    def towards(self, direction: str) -> Sampler:
+        """The sampler of one of these directions."""
+        ...
+
+
+@runtime_checkable
+class Strips(Protocol):
+    """A sampler that has more to show in a training's grid than samples by condition."""
+
+    def strips(self, count: int) -> tuple[Tensor, list[str]]:
+        """About `count` rows of images [rows, columns, C, H, W] in [-1, 1], and each row's caption."""
+        ...
+
+
+@dataclass
+class PictureConditions:
+    """Conditions that are images [C, H, W] in [-1, 1] of a source. They come from data alone."""
+
+    model: ModelConfig
+    source: str = "data"
+    real: Callable[[range], Mapping[str, Tensors]] | None = None
+
+    def bind(self, real: Callable[[range], Mapping[str, Tensors]]) -> None:
+        """Take the images from `real`."""
+        self.real = real
+
+    def parse(self, text: str) -> Tensor:
+        """Nothing can be named. Raises `SettingError`."""
+        raise SettingError(
+            f"classes: {text!r} names no image, and this generator makes images of images; give --source"
+        )
+
+    def evenly(self, count: int) -> Tensor:
+        """The first `count` images; none without data."""
+        side = self.model.resolution
+        return self.in_turn(range(count)) if self.real else torch.empty(0, self.model.image_channels, side, side)
+
+    def in_turn(self, numbers: range) -> Tensor:
+        """The images with these numbers at the networks' size. Raises `SettingError` without data."""
+        if self.real is None:
+            raise SettingError(
+                "classes: this generator makes images of images, of which an export has none; give --source"
+            )
+        return resized(self.real(numbers)[self.source]["image"], self.model.resolution)
+
+    def caption(self, condition: Tensor) -> str:
+        """Nothing: the image is to be seen."""
+        return ""
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [n, C, H, W] in [-1, 1] at `side` x `side`: bicubic, antialiased where they shrink."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def number_of(condition: Tensor) -> int:

@@ -71,7 +71,8 @@ class Trained:
 
     def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of these networks; conditions from data come from the run's own."""
-        return bind_data(method_of(Recipe.of(self.config)).sampler(self.networks, classes), self.config.data)
+        made = method_of(Recipe.of(self.config)).sampler(self.networks, classes)
+        return bind_data(made, self.config.all_sources)
 
 
 def load_trained(run: str, iteration: int | None = None, average: bool | None = None) -> Trained:
