@@ -269,12 +269,12 @@ def test_each_domain_has_its_own_pool_and_coins():
     assert len(decided) == 4
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_pool_equals_its_pure_form_over_10_000_queries(count):
+@pytest.mark.parametrize(("count", "queries"), [(1, 10_000), (3, 2_001)])
+def test_a_pool_equals_its_pure_form_over_10_000_queries(count, queries):
     """The running pool against lists, and against the query that the keys say; with interruptions, which leave tensors alone."""
     rule, pool, lists = PoolRule(50, 9, "a", 2), empty_pool(50, (1, 1, 1)), ListPool(50)
     ages, old = [], 0
-    for first in range(0, 9999, count):
+    for first in range(0, queries, count):
         new = torch.arange(first, first + count, dtype=torch.float32)[:, None, None, None]
         given, pool = query_pool(pool, new, rule.decisions(first, count))
         for query, found in zip(range(first, first + count), given.flatten().int().tolist(), strict=True):
@@ -286,10 +286,10 @@ def test_a_pool_equals_its_pure_form_over_10_000_queries(count):
         if first % 1000 < count:  # as a checkpoint has it
             pool = {name: value.clone() for name, value in pool.items()}
             check_pool(rule, first + count, pool["queries"])
-    assert pool["queries"].tolist() == rule.held(9999 - 9999 % count if 9999 % count else 9999)
+    assert pool["queries"].tolist() == rule.held(queries)
     assert pool["images"].flatten().int().tolist() == pool["queries"].tolist()
-    assert old / len(ages) == pytest.approx(0.5, abs=0.02)
-    assert np.mean([age for age in ages if age]) == pytest.approx(100, rel=0.1)
+    assert old / len(ages) == pytest.approx(0.5, abs=0.03)
+    assert np.mean([age for age in ages if age]) == pytest.approx(100, rel=0.15)
 
 
 @pytest.mark.parametrize("queries", [0, 1, 25, 49, 50, 51, 400])
