@@ -19,6 +19,7 @@ from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
@@ -32,6 +33,7 @@ SOURCE is one of
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -44,6 +46,7 @@ _DEFAULTS = {
     "webdataset": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
+    "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
 _WRITING = _EVERYWHERE | {
@@ -55,6 +58,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
+    "openmoji": _WRITING | {"grey", "split", "style", "groups"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
@@ -82,6 +86,10 @@ def _part(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
@@ -102,14 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     # No option has a default here, so one that was given can be known from one that was not.
     image = parser.add_argument_group("images")
     image.add_argument(
-        "--size", type=_size, help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar)"
+        "--size",
+        type=_size,
+        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji)",
     )
     image.add_argument(
         "--fit",
         choices=["crop", "pad", "stretch"],
-        help="centred part, black bars, or distortion (crop; pad for idx and cifar)",
+        help="centred part, black bars, or distortion (crop; pad for idx, cifar and openmoji)",
     )
-    image.add_argument("--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx and cifar)")
+    image.add_argument(
+        "--encoding", choices=["jpeg", "png"], help="png is lossless (jpeg; png for idx, cifar and openmoji)"
+    )
     image.add_argument("--quality", type=int, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
     image.add_argument("--chroma", choices=["444", "422", "420"], help="JPEG's chroma sampling (444)")
     image.add_argument("--minimum-side", type=_positive, help="exclude images whose shorter side is less (1)")
@@ -133,9 +145,15 @@ def _parser() -> argparse.ArgumentParser:
     tars = parser.add_argument_group("webdataset and shards")
     tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
     tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    idx = parser.add_argument_group("idx and cifar")
-    idx.add_argument("--split", choices=["train", "test"], help="(train)")
-    idx.add_argument(
+    parts = parser.add_argument_group("idx, cifar and openmoji")
+    parts.add_argument(
+        "--split", choices=list(SPLITS), help="(train); a and b are halves of openmoji's train without a common emoji"
+    )
+    parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
+    parts.add_argument(
+        "--groups", type=_names, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+    )
+    parts.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
     work = parser.add_argument_group("work")
@@ -171,6 +189,7 @@ def _check_options(given: argparse.Namespace) -> None:
         ("label_field", given.unlabelled, "means nothing with --unlabelled"),
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
+        ("split", given.source != "openmoji" and given.split in ("a", "b"), "has a and b for openmoji alone"),
         ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
     ):
         if option in options and other:
@@ -195,7 +214,9 @@ def _below(folder: Folder, output: Folder) -> str:
     return inner[len(outer) :].strip("/") if inner.startswith(outer.rstrip("/") + "/") else ""
 
 
-def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None) -> Source:
+def _source(
+    given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None, options: ImageOptions
+) -> Source:
     fields = Fields(given.image_field or "", given.label_field or "")
     match given.source:
         case "idx":
@@ -204,6 +225,10 @@ def _source(given: argparse.Namespace, folder: Folder, output: Folder, names: di
             return CifarSource(given.input, split=given.split or "train")
         case "imagenet":
             return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
+        case "openmoji":
+            side = max(options.width, options.height)
+            style, split = given.style or "colour", given.split or "train"
+            return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
         case _:
@@ -247,7 +272,7 @@ def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
         chroma=given.chroma or "444",
         minimum_side=given.minimum_side or 1,
     )
-    source = _source(given, folder, output, names)
+    source = _source(given, folder, output, names, options)
     return functools.partial(
         make_shards,
         ImageSamples(Unlabelled(source) if given.unlabelled else source, options),

@@ -151,7 +151,8 @@ def make_shards(
     check_excluded(exclude, {item.name for item in listing.items})
     kept = listing._replace(items=[item for item in listing.items if item.name not in exclude])
     check_listing(kept, where)
-    plan = Plan(kept, samples.describe(), samples_per_shard, description)
+    options = samples.describe() | ({"notice": dict(listing.notice)} if listing.notice else {})
+    plan = Plan(kept, options, samples_per_shard, description)
     print(
         f"{len(kept.items)} {samples.content.name}s "
         f"{f'of {len(kept.classes)} classes' if kept.classes else 'without classes'} -> "

@@ -26,7 +26,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"{manifest.samples} samples {classes}, {manifest.content}"
     yield f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:.1f} MB; fingerprint {manifest.fingerprint}"
     report = {k: v for k, v in manifest.report.items() if k != "unreadable"}
-    yield "made with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.options.items()))
+    yield "made with " + ", ".join(f"{k} {v}" for k, v in sorted(manifest.options.items()) if k != "notice")
+    yield from (f"{name}: {text}" for name, text in manifest.options.get("notice", {}).items())
     yield "report: " + ", ".join(f"{k} {v}" for k, v in sorted(report.items()))
     for name, why in manifest.report.get("unreadable", []):
         yield f"  unreadable: {name}: {why}"

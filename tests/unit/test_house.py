@@ -115,6 +115,8 @@ def setting_names() -> set[str]:
 
     found = set(LOSSES)
     for path in [*(ROOT / "trainer/methods").rglob("*.py"), *(ROOT / "trainer/models").rglob("*.py")]:
+        if path.name == "schedule.py":  # a learning-rate law is no method
+            continue
         found |= set(re.findall(r'^    name: Literal\["(\w+)"\]', path.read_text(), re.M))
     return found - EVERYDAY
 

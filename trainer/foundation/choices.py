@@ -29,9 +29,12 @@ Members = Mapping[str, type]
 class Choice:
     """Makes `Annotated[A | B, Choice()]` a choice by `name`; `default` is the name where there is none."""
 
-    def __init__(self, default: str | None = None, methods: Collection[str] = ("build",)) -> None:
-        """`methods`: what a class from another package must have."""
-        self.default, self.methods = default, methods
+    def __init__(
+        self, default: str | None = None, methods: Collection[str] = ("build",), *, names_alone: bool = False
+    ) -> None:
+        """`methods`: what a class from another package must have. `names_alone`: a name without a section is the member
+        with its defaults; one without settings is written so."""
+        self.default, self.methods, self.names_alone = default, methods, names_alone
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         members = _members(source)
@@ -39,7 +42,9 @@ class Choice:
             raise TypeError(f"Choice: the default {self.default!r} is none of {', '.join(members)}")
         return core_schema.no_info_plain_validator_function(
             partial(self._validated, members),
-            serialization=core_schema.plain_serializer_function_ser_schema(partial(_dumped, members), info_arg=True),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                partial(_dumped, members, self.names_alone), info_arg=True
+            ),
         )
 
     def member(self, source: Any, name: object) -> type | None:
@@ -54,6 +59,10 @@ class Choice:
         return found
 
     def _validated(self, members: Members, value: Any) -> Any:
+        if self.names_alone and isinstance(value, str):
+            if ":" not in value and value not in members:
+                raise _not_in_table(value, members)
+            value = {"name": value}
         if not isinstance(value, dict):
             kind: Any = type(value)
             if kind in members.values() or (_is_settings(kind) and not _missing(kind, self.methods)):
@@ -88,9 +97,7 @@ class OneOf:
     def _validated(self, value: Any) -> str:
         if isinstance(value, str) and value in self.table:
             return value
-        close = difflib.get_close_matches(str(value), self.table, 1)
-        advice = f"Did you mean {close[0]!r}?" if close else f"Choose one of {_quoted(self.table)}"
-        raise PydanticCustomError("not_in_table", "{advice}", {"advice": advice})
+        raise _not_in_table(value, self.table)
 
 
 def load_class(name: str, methods: Collection[str] = ()) -> type:
@@ -161,15 +168,22 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _dumped(members: Members, value: Any, info: core_schema.SerializationInfo) -> Any:
+def _dumped(members: Members, names_alone: bool, value: Any, info: core_schema.SerializationInfo) -> Any:
     kind: Any = type(value)
     mode: Any = info.mode
     if kind in members.values():
-        return _adapter(kind).dump_python(value, mode=mode)
+        plain = _adapter(kind).dump_python(value, mode=mode)
+        return plain["name"] if names_alone and len(plain) == 1 else plain
     name = getattr(value, "name", None)
     if not isinstance(name, str) or ":" not in name:  # made in Python, not from a file
         name = f"{kind.__module__}:{kind.__qualname__}"
     return {"name": name, **_adapter(kind).dump_python(value, mode=mode, exclude={"name"})}
+
+
+def _not_in_table(value: object, names: Collection[str]) -> PydanticCustomError:
+    close = difflib.get_close_matches(str(value), names, 1)
+    advice = f"Did you mean {close[0]!r}?" if close else f"Choose one of {_quoted(names)}"
+    return PydanticCustomError("not_in_table", "{advice}", {"advice": advice})
 
 
 def _quoted(names: Collection[str]) -> str:

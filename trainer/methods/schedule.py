@@ -1,13 +1,18 @@
 """Who is updated when, on how many samples, at which learning rate: pure functions of the iteration."""
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from trainer.foundation.choices import Choice
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+_SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class BatchConfig:
     """Batch sizes per replica, a logical data-parallel worker; the number of processes does not matter."""
 
@@ -24,17 +29,73 @@ class BatchConfig:
     """Batch norm over all replicas together ("cross-GPU"), rather than in each replica alone as in the official code."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ConstantRate:
+    """The full rate."""
+
+    name: Literal["constant"] = "constant"
+
+    def factor(self, done: int, length: int) -> float:
+        """The factor on the base rate when `done` of the stage's `length` iterations are done (0 to `length`)."""
+        return 1.0
+
+    def words(self, until: int) -> str:
+        """The law in words, for a stage until `until`."""
+        return "constant"
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class LinearToZeroRate:
+    """From the full rate at the stage's first iteration to 0 at `until`."""
+
+    name: Literal["linear_to_zero"] = "linear_to_zero"
+
+    def factor(self, done: int, length: int) -> float:
+        """As the official code's `LinearShift`: 1 - done / length."""
+        return 1.0 - done / length
+
+    def words(self, until: int) -> str:
+        """The law in words."""
+        return f"linear to 0 at {until:,}"
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class ExponentialRate:
+    """Divided by the same number in every iteration, down to a floor (Mirza & Osindero 2014, section 4.1)."""
+
+    name: Literal["exponential"] = "exponential"
+    divisor: Annotated[float, Field(ge=1.0)]
+    """The rate of each iteration is the last one's divided by this; the stage's first iteration has the full rate."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the base rate below which it does not fall."""
+
+    def factor(self, done: int, length: int) -> float:
+        """max(floor, divisor^-done), a closed form of the iteration."""
+        return max(self.floor, math.pow(self.divisor, -done))
+
+    def words(self, until: int) -> str:
+        """The law in words."""
+        return f"divided by {self.divisor:g} in every iteration, not below {self.floor:g} of it"
+
+
+RateLaw = Annotated[
+    ConstantRate | LinearToZeroRate | ExponentialRate, Choice(methods=("factor", "words"), names_alone=True)
+]
+"""A stage's learning-rate law. To add one: its settings, and its name in this union."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class Stage:
     """A range of iterations with one learning-rate law."""
 
     until: Annotated[int, Field(ge=1)]
     """The first iteration that no longer belongs to the stage."""
-    learning_rate: Literal["constant", "linear_to_zero"] = "constant"
-    """`linear_to_zero` falls from the full rate at the stage's first iteration to 0 at `until`."""
+    learning_rate: RateLaw = ConstantRate()
+    """`constant`; `linear_to_zero`, from the full rate at the stage's first iteration to 0 at `until`; or a section with
+    `name: exponential`, `divisor` and `floor`."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class ScheduleConfig:
     """The stages of a run, in order."""
 
@@ -45,7 +106,7 @@ class ScheduleConfig:
     it last."""
     stages: tuple[Stage, ...] = (
         Stage(until=400_000),
-        Stage(until=450_000, learning_rate="linear_to_zero"),
+        Stage(until=450_000, learning_rate=LinearToZeroRate()),
     )
     """The paper's: 400K iterations at the full rate, then 50K of linear decay to 0."""
 
@@ -63,17 +124,15 @@ class ScheduleConfig:
 def learning_rate_factor(schedule: ScheduleConfig, iteration: int) -> float:
     """The factor in [0, 1] on the base learning rate for the update of `iteration` (counted from 0).
 
-    As in the official code, whose `LinearShift` sets the rate for update t from the number of updates done before it:
-    over a decaying stage [s, e) the factor is 1 - (t - s) / (e - s). Beyond the last stage its final value holds.
+    As in the official code, the rate of update t is set from the number of updates done before it: in a stage [s, e) the
+    law sees t - s of e - s. Beyond the last stage its final value holds.
     """
     start = 0
     for stage in schedule.stages:
-        if iteration < stage.until:
-            if stage.learning_rate == "constant":
-                return 1.0
-            return 1.0 - (iteration - start) / (stage.until - start)
+        if iteration < stage.until or stage is schedule.stages[-1]:
+            break
         start = stage.until
-    return 0.0 if schedule.stages[-1].learning_rate == "linear_to_zero" else 1.0
+    return stage.learning_rate.factor(min(iteration, stage.until) - start, stage.until - start)
 
 
 def describe(schedule: ScheduleConfig, iterations: int, learning_rate: float) -> list[str]:
@@ -84,7 +143,7 @@ def describe(schedule: ScheduleConfig, iterations: int, learning_rate: float) ->
             lines.append(f"iterations {start:,} to {stage.until:,}: not reached")
             continue
         end = min(stage.until, iterations)
-        law = "constant" if stage.learning_rate == "constant" else f"linear to 0 at {stage.until:,}"
+        law = stage.learning_rate.words(stage.until)
         lines.append(f"iterations {start:,} to {end:,}: learning rate {learning_rate:g}, {law}")
         start = stage.until
     return lines

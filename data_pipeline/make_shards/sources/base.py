@@ -39,6 +39,8 @@ class Listing(NamedTuple):
     items: Sequence[Item]
     ignored: int = 0
     """Files that are no samples by their names."""
+    notice: tuple[tuple[str, str], ...] = ()
+    """What whoever has the samples must know, by name: licence, attribution. It goes into the manifest's options."""
 
 
 class Source(Protocol):
