@@ -53,7 +53,7 @@ _WRITING = _EVERYWHERE | {
     *("size", "fit", "encoding", "quality", "chroma", "minimum_side", "samples_per_shard", "part")
 }
 _MEANINGFUL: dict[str, frozenset[str]] = {
-    "folder": _WRITING | {"grey", "class_names", "subset"},
+    "folder": _WRITING | {"grey", "class_names", "subset", "each"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
     "idx": _WRITING | {"split", "family"},
@@ -141,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
         "--unlabelled",
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
+    )
+    classes.add_argument(
+        "--each",
+        action="store_true",
+        help="the sub-folders of INPUT are data sets, such as trainA and trainB: each becomes OUTPUT/NAME",
     )
     tars = parser.add_argument_group("webdataset and shards")
     tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
@@ -246,10 +251,29 @@ def _excluded(path: Path | None) -> frozenset[str]:
         raise DataError(f"--exclude: {path} cannot be read ({error}); give a text file in UTF-8") from None
 
 
-def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
-    """The work that the command line asks for. Raises DataError, and SystemExit(2) for a wrong command line."""
+def parse(arguments: Sequence[str] | None) -> dict[str, Callable[[], Manifest | None]]:
+    """The work that the command line asks for, by OUTPUT. Raises DataError, and SystemExit(2) for a wrong command line."""
     given = _parser().parse_args(arguments)
     _check_options(given)
+    if not given.each:
+        return {given.output: _work(given)}
+    found: dict[str, Callable[[], Manifest | None]] = {}
+    for name in _data_sets(Folder(given.input), Folder(given.output)):
+        places = {side: f"{getattr(given, side).rstrip('/')}/{name}" for side in ("input", "output")}
+        found[places["output"]] = _work(argparse.Namespace(**{**vars(given), **places}))
+    return found
+
+
+def _data_sets(folder: Folder, output: Folder) -> list[str]:
+    """The sub-folders. Raises DataError where there are none."""
+    own = _below(folder, output).split("/")[0]
+    found = [name for name in folder.folders() if name != own]
+    if not found:
+        raise DataError(f"INPUT: {folder} has no sub-folders; give a folder that has some, or leave --each out")
+    return found
+
+
+def _work(given: argparse.Namespace) -> Callable[[], Manifest | None]:
     folder, output = Folder(given.input), Folder(given.output)
     names = read_class_names(given.class_names) if given.class_names else None
     exclude = _excluded(given.exclude)
@@ -301,7 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        manifest = parse(arguments)()
+        works = parse(arguments)
+        for output, work in works.items():
+            if (manifest := work()) is not None:
+                print((f"{output}: " if len(works) > 1 else "") + _summary(manifest))
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
@@ -311,8 +338,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-    if manifest is not None:
-        print(_summary(manifest))
     return 0
 
 

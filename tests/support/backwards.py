@@ -80,7 +80,7 @@ def convolution(params, grads, name, stride=1, padding=0):
 
 
 def transposed(params, grads, name):
-    """3x3, stride 2, padding 1, output padding 1: every pixel spreads its kernel over a map twice as large; weight [I, O, 3, 3]."""
+    """3x3, stride 2, padding 1, output padding 1: a pixel spreads its kernel over a map twice as large; weight [I, O, 3, 3]."""
     weight, bias = params[f"{name}.weight"], params.get(f"{name}.bias")
 
     def layer(x):

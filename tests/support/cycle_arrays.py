@@ -99,7 +99,11 @@ def generators_loss(nets, a, b, form, cycle=(10.0, 10.0), identity=0.5, movers=(
             parts[f"identity_{domain}"], slope = mean_absolute(same, real)
             total += weight * identity * parts[f"identity_{domain}"]
             back(weight * identity * slope)
-    return {"loss": total, **parts}, {name: found for name, found in grads.items() if found is not None}, (fake_a, fake_b)
+    return (
+        {"loss": total, **parts},
+        {name: found for name, found in grads.items() if found is not None},
+        (fake_a, fake_b),
+    )
 
 
 def discriminator_loss(net, real, fake, form, weight=0.5):

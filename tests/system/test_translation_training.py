@@ -1,4 +1,4 @@
-"""Translation between two unpaired sources through the ordinary commands: trained, killed, resumed, dealt to processes, sampled."""
+"""Translation between two unpaired sources, by the ordinary commands: training, resuming, several processes, sampling."""
 
 import json
 import os
@@ -38,7 +38,9 @@ def pictures(folder: Path, count: int, side: int = 16, channels: int = 3, seed: 
     folder.mkdir(parents=True)
     drawn = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, channels), dtype=np.uint8)
     for number, small in enumerate(drawn):
-        image = Image.fromarray(small if channels == 3 else small[..., 0]).resize((side, side), Image.Resampling.BICUBIC)
+        image = Image.fromarray(small if channels == 3 else small[..., 0]).resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
         image.save(folder / f"{number:03d}.png")
     return folder
 
@@ -109,7 +111,9 @@ def test_the_state_holds_two_generators_two_discriminators_and_the_pools(straigh
     assert int(held.max()) < ITERATIONS
     assert len({tuple(state[f"memory/pool_queries_{domain}"][row].tolist()) for domain in "ab" for row in (0, 1)}) == 4
     records = [json.loads(line) for line in (straight / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert {"loss/generators", "loss/discriminators", "generators/cycle_a", "generators/identity_b"} <= records[-1].keys()
+    assert {"loss/generators", "loss/discriminators", "generators/cycle_a", "generators/identity_b"} <= records[
+        -1
+    ].keys()
     assert records[-1]["progress/real_images"] == 2 * 2 * ITERATIONS  # beyond both ends of 37 images
     with Image.open(straight / "run" / "samples" / "00000012.png") as grid:
         assert grid.height == 10 * 64  # five rows of each domain
@@ -157,7 +161,9 @@ def run_and_kill(config: Any, iteration: int) -> None:
 
 
 @pytest.mark.parametrize("iterations", [(2,), (5, 3), (9, 1, 2)], ids=["half full", "twice", "full"])
-def test_killed_it_resumes_with_equal_bits(iterations: tuple[int, ...], write: Write, straight: Path, tmp_path: Path) -> None:
+def test_killed_it_resumes_with_equal_bits(
+    iterations: tuple[int, ...], write: Write, straight: Path, tmp_path: Path
+) -> None:
     config = load_config(str(write(tmp_path)))
     for iteration in iterations:
         run_and_kill(config, iteration)
@@ -180,7 +186,9 @@ def test_killed_at_20_random_places_it_resumes_with_equal_bits(write: Write, str
             done, kills = done + step - 1, kills + 1
         assert train(config, read_launch())
         assert state_hash(state_of(folder)) == expected
-    print(f"PROOF method-translation-kills: PASS {kills} kills, pools of 8 half full and full, equal sha256 of the state")
+    print(
+        f"PROOF method-translation-kills: PASS {kills} kills, pools of 8 half full and full, equal sha256 of the state"
+    )
 
 
 @pytest.mark.slow
@@ -230,8 +238,14 @@ def test_luas_order_trains(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"sources": {"b": "grey"}}, r"^model\.image_channels: is 3, but the shards of sources\.b in .* hold images with 1;"),
-        ({"sources": {"b": "small"}, "objective": {"load_size": None}}, r"^model\.resolution: is 16, .*sources\.b.* of 12 px"),
+        (
+            {"sources": {"b": "grey"}},
+            r"^model\.image_channels: is 3, but the shards of sources\.b in .* hold images with 1;",
+        ),
+        (
+            {"sources": {"b": "small"}, "objective": {"load_size": None}},
+            r"^model\.resolution: is 16, .*sources\.b.* of 12 px",
+        ),
         ({"sources": {}}, r"^sources\.b: is missing"),
     ],
 )
@@ -276,12 +290,14 @@ def test_settings_that_do_not_fit_are_one_sentence(write: Write, tmp_path: Path)
             dry_run.describe(config, read_launch())
 
 
-def test_files_are_translated_in_both_directions(straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_translated_in_both_directions(
+    straight: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = pictures(tmp_path / "pictures", 2, side=17)
     Image.new("L", (9, 30), 100).save(folder / "grey.jpg")
     (folder / "notes.txt").write_text("no picture")
     run, out = str(straight / "run"), tmp_path / "out"
-    assert export.main([run, "--out", str(tmp_path / "export")]) == 0
+    assert export.main([run, str(tmp_path / "export")]) == 0
     made = {}
     for where in (run, str(tmp_path / "export")):
         for direction in ("a_to_b", "b_to_a"):
@@ -310,7 +326,7 @@ def test_what_cannot_be_translated_is_one_sentence(
     Image.new("RGB", (3, 3)).save(tmp_path / "tiny.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
-    export.main([ours, "--out", str(tmp_path / "export")])
+    export.main([ours, str(tmp_path / "export")])
     for words, sentence in (
         ([ours, "--source", str(tmp_path / "tiny.png")], r"^--source: .*tiny\.png is 3x3 px, too small"),
         ([ours, "--source", str(tmp_path / "broken.png")], r"^--source: .*broken\.png cannot be read"),
@@ -320,9 +336,30 @@ def test_what_cannot_be_translated_is_one_sentence(
         ([ours, "--direction", "up"], r"^--direction: is 'up'; give a_to_b or b_to_a"),
         ([ours, "--classes", "x"], r"^--classes: 'x' names no image"),
         ([str(tmp_path / "export")], r"^--source: names nothing"),
-        ([str(tmp_path / "other"), "--source", str(tmp_path / "tiny.png")], r"^--source: this generator makes no pictures of pictures"),
+        (
+            [str(tmp_path / "other"), "--source", str(tmp_path / "tiny.png")],
+            r"^--source: this generator makes no pictures of pictures",
+        ),
         ([str(tmp_path / "other"), "--direction", "a_to_b"], r"^--direction: this generator has only one"),
     ):
         with pytest.raises(SettingError, match=sentence):
             sample.main([*words, "--out", str(tmp_path / "out")])
     assert open_generator(ours).sampler.conditions.evenly(3).shape == (3, 3, 16, 16)
+
+
+def test_a_published_layout_becomes_sources_in_one_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("trainA", 3), ("trainB", 5), ("testA", 1), ("testB", 2)):
+        pictures(tmp_path / "horse2zebra" / name, count)
+    out = tmp_path / "horse2zebra" / "shards"
+    words = ["folder", str(tmp_path / "horse2zebra"), str(out), "--each", "--unlabelled", "--size", "16", "--jobs", "1"]
+    for _ in range(2):  # and again: nothing is left to do
+        assert make_shards.main(words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(" samples")[0].removeprefix(f"{out}/") for line in lines] == [
+            "testA: 1",
+            "testB: 2",
+            "trainA: 3",
+            "trainB: 5",
+        ]
+    assert make_shards.main(["folder", str(out / "trainA"), str(tmp_path / "x"), "--each"]) == 1
+    assert capsys.readouterr().err.startswith("INPUT: ")

@@ -185,7 +185,8 @@ class FromPictures(Protocol):
     def remake(self, picture: Tensor, source: torch.Generator) -> Tensor:
         """Of a picture [C, H, W] in [-1, 1], on the networks' device, another one [C, H', W'], at least float32.
 
-        `source` is for what has to be drawn. Raises `SettingError`, beginning with the size ("3x3 px, too small ..."), for one that cannot be taken.
+        `source` is for what has to be drawn. Raises `SettingError`, beginning with the size, for one that cannot
+        be taken: "3x3 px, too small ...".
         """
         ...
 

@@ -31,7 +31,9 @@ def picture_files(source: str, option: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise SettingError(f"{option}: {source} is neither a file nor a folder; give a picture, or a folder of pictures")
+        raise SettingError(
+            f"{option}: {source} is neither a file nor a folder; give a picture, or a folder of pictures"
+        )
     found = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES)
     if not found:
         raise SettingError(f"{option}: the folder {source} holds no pictures; give one that does")

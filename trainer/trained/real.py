@@ -37,7 +37,7 @@ def manifest_of(data: DataConfig) -> Manifest:
 
 def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:
     """The chunks number `first` to `last` (excluded; default: all) of all images, in the order of seed 0."""
-    settings = replace(data, shuffle_window=_WINDOW)
+    settings = replace(data, order="epochs", shuffle_window=_WINDOW)
     with open_stream(
         settings, seed=0, replicas=1, held=[0], sizes=itertools.repeat(CHUNK), first_position=first * CHUNK
     ) as stream:

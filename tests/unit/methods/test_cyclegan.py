@@ -69,7 +69,9 @@ def test_the_parameters_are_as_many_as_the_official_code_prints(config, count):
     assert sum(parameter.numel() for parameter in network.parameters()) == count
 
 
-@pytest.mark.parametrize(("side", "padding", "found"), [(256, 1, 30), (128, 1, 14), (64, 1, 6), (256, 2, 35), (128, 2, 19)])
+@pytest.mark.parametrize(
+    ("side", "padding", "found"), [(256, 1, 30), (128, 1, 14), (64, 1, 6), (256, 2, 35), (128, 2, 19)]
+)
 def test_the_map_of_patches_has_the_official_size(side, padding, found):
     config = PatchDiscriminatorConfig(channels=1, padding=padding)
     assert config.map_side(side) == found
@@ -106,7 +108,9 @@ def test_weights_begin_as_in_the_official_code():
 def test_both_networks_equal_the_independent_form(affine, bias, padding, count, layout):
     """The PyTorch code's layers and the Lua code's, in both layouts: with one sample torch's instance norm is wrong in one."""
     G = lively(TranslatorConfig(channels=2, blocks=2, affine=affine, bias=bias).build(MODEL), 1)
-    D = lively(PatchDiscriminatorConfig(channels=2, layers=2, affine=affine, bias=bias, padding=padding).build(MODEL), 2)
+    D = lively(
+        PatchDiscriminatorConfig(channels=2, layers=2, affine=affine, bias=bias, padding=padding).build(MODEL), 2
+    )
     x = images(count, 3)
     for network, form in (
         (G.to(memory_format=layout), lambda params, grads: translate(params, grads, x, 2)),
@@ -191,7 +195,9 @@ def test_whole_iterations_equal_the_independent_form(config, count):
         player: Player(player, {name: modules[name] for name in networks}, adam, launch)
         for player, networks in method.players.items()
     }
-    memory = {0: {name: value.double() if value.is_floating_point() else value for name, value in method.memory(0).items()}}
+    memory = {
+        0: {name: value.double() if value.is_floating_point() else value for name, value in method.memory(0).items()}
+    }
     for iteration in range(6):
         a, b = images(count, 10 * iteration), images(count, 10 * iteration + 1)
         real = {"data": {"image": torch.from_numpy(a)}, "b": {"image": torch.from_numpy(b)}}
@@ -257,7 +263,10 @@ def test_the_discriminators_see_images_made_before_the_generators_moved():
         seen.append(images)
         return images.sum() * torch.ones(1, 1, 2, 2)
 
-    memory = {**method.memory(0), **{name: torch.full((1, 2, 12, 12), n) for n, name in ((1.0, "real_b"), (2.0, "fake_b"))}}
+    memory = {
+        **method.memory(0),
+        **{name: torch.full((1, 2, 12, 12), n) for n, name in ((1.0, "real_b"), (2.0, "fake_b"))},
+    }
     networks = {"discriminator_b": spy, "discriminator_a": spy}  # and no generator
     method.loss(turns[1], networks, {}, memory)
     assert [float(images.mean()) for images in seen] == [1, 2, 0, 0]  # of b first: real, fake
@@ -271,7 +280,7 @@ def test_each_domain_has_its_own_pool_and_coins():
 
 @pytest.mark.parametrize(("count", "queries"), [(1, 10_000), (3, 2_001)])
 def test_a_pool_equals_its_pure_form_over_10_000_queries(count, queries):
-    """The running pool against lists, and against the query that the keys say; with interruptions, which leave tensors alone."""
+    """The running pool against lists, and against the query that the keys say; with interruptions, which leave tensors."""
     rule, pool, lists = PoolRule(50, 9, "a", 2), empty_pool(50, (1, 1, 1)), ListPool(50)
     ages, old = [], 0
     for first in range(0, queries, count):
@@ -299,9 +308,11 @@ def test_a_pool_that_was_filled_otherwise_is_refused(queries):
     assert int((held >= 0).sum()) == min(50, queries)
     check_pool(rule, queries, held)
     for change in ({"seed": 10}, {"domain": "b"}, {"replica": 1}) if queries > 60 else ():
-        with pytest.raises(CheckpointError, match=r"^memory: slot \d+ of the pool of [ab], replica \d, holds the image of"):
+        with pytest.raises(
+            CheckpointError, match=r"^memory: slot \d+ of the pool of [ab], replica \d, holds the image of"
+        ):
             check_pool(PoolRule(**{"size": 50, "seed": 9, "domain": "a", "replica": 2} | change), queries, held)
-    with pytest.raises(CheckpointError, match="resume with the run.seed"):
+    with pytest.raises(CheckpointError, match=r"resume with the run\.seed"):
         check_pool(rule, queries + (1 if queries < 50 else 40), held)
 
 
