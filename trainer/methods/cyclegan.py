@@ -22,7 +22,7 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.keys import Keys
 from trainer.methods.pools import PoolRule, check_pool, empty_pool, query_pool
 from trainer.methods.problem import Problem
-from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Shards, Tensors, Turn
+from trainer.methods.protocol import NO_NAMES, ClassNames, Conditions, Networks, Shards, Tensors, Turn
 from trainer.methods.sampling import PictureConditions, resized
 from trainer.models import ModelConfig, check_signature
 from trainer.models.layers import at_least_float32
@@ -214,7 +214,8 @@ class CycleGAN:
         self, networks: Networks, draw: Tensors, memory: dict[str, Tensor], movers: Sequence[str]
     ) -> tuple[dict[str, Tensor], Tensors]:
         """E (D(x) - 1)^2 + E D(G(.))^2 of each that moves, times `discriminator_weight`."""
-        losses, found = [], {}
+        losses: list[Tensor] = []
+        found: dict[str, Tensor] = {}
         for network in movers:
             domain = network[-1]
             real, fake = memory[f"real_{domain}"], memory[f"fake_{domain}"]
@@ -267,21 +268,18 @@ class TranslationSampler:
     direction: str = A_TO_B
     output: str = "image"
     directions: tuple[str, ...] = (A_TO_B, B_TO_A)
-    conditions: PictureConditions = field(init=False)
+    conditions: Conditions = field(init=False)
+    channels: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.conditions = PictureConditions(self.model, SOURCES[_WAYS[self.direction][0]])
-
-    @property
-    def channels(self) -> int:
-        """Of the images of both domains."""
-        return self.model.image_channels
+        self.conditions = self._pictures = PictureConditions(self.model, SOURCES[_WAYS[self.direction][0]])
+        self.channels = self.model.image_channels
 
     def towards(self, direction: str) -> "TranslationSampler":
         """The same networks, with images of this direction's domain."""
         other = replace(self, direction=direction)
-        if self.conditions.real is not None:
-            other.conditions.bind(self.conditions.real)
+        if self._pictures.real is not None:
+            other._pictures.bind(self._pictures.real)
         return other
 
     def draw(self, source: torch.Generator, count: int) -> Tensor:

@@ -24,6 +24,12 @@ SIZES = {
     "cifar10_projection": (4_304_387, 1_055_104),
     "cifar100_projection": (4_580_867, 1_066_624),
     "cifar10_acgan": (1_593_891, 1_663_883),
+    "horse2zebra256_cyclegan": (11_378_179, 2_764_737),  # the official code's; each of the two
+    "facades256_cyclegan": (11_378_179, 2_764_737),
+    "maps256_cyclegan": (11_378_179, 2_764_737),
+    "monet2photo256_cyclegan": (11_378_179, 2_764_737),
+    "horse2zebra128_cyclegan_lua": None,
+    "emoji64_cyclegan": None,
     "fashion32_projection": None,
     "fashion32_projection_finetune": None,
     "fashion32_concat": None,
