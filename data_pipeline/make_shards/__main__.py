@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
+from data_pipeline.make_shards.sources import parquet
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
 from data_pipeline.make_shards.sources.class_names import read_class_names
@@ -33,6 +34,7 @@ SOURCE is one of
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
@@ -44,6 +46,7 @@ _DEFAULTS = {
     "folder": _PHOTOGRAPHS,
     "imagenet": _PHOTOGRAPHS,
     "webdataset": _PHOTOGRAPHS,
+    "parquet": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
@@ -56,12 +59,22 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "folder": _WRITING | {"grey", "class_names", "subset", "each"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
+    "parquet": _WRITING | {"grey", "class_names", "image_field", "label_field", "split"},
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
+
+
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "idx": ("train", "test"),
+    "cifar": ("train", "test"),
+    "parquet": tuple(parquet.SPLITS),
+    "openmoji": tuple(SPLITS),
+}
+"""What --split may be for a SOURCE."""
 
 
 def _positive(text: str) -> int:
@@ -129,9 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
     image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
     classes = parser.add_argument_group("classes")
-    classes.add_argument(
-        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet, webdataset and shards"
-    )
+    classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
         "--subset",
         action="store_true",
@@ -147,12 +158,18 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the sub-folders of INPUT are data sets, such as trainA and trainB: each becomes OUTPUT/NAME",
     )
-    tars = parser.add_argument_group("webdataset and shards")
-    tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
-    tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    parts = parser.add_argument_group("idx, cifar and openmoji")
+    fields = parser.add_argument_group("webdataset, shards and parquet")
+    fields.add_argument(
+        "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
+    )
+    fields.add_argument(
+        "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
+    )
+    parts = parser.add_argument_group("idx, cifar, parquet and openmoji")
     parts.add_argument(
-        "--split", choices=list(SPLITS), help="(train); a and b are halves of openmoji's train without a common emoji"
+        "--split",
+        choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
+        help="(train; of parquet: the only one); a and b are halves of openmoji's train without a common emoji",
     )
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
@@ -188,13 +205,15 @@ def _check_options(given: argparse.Namespace) -> None:
         raise DataError(
             f"{_flag(strange[0])}: means nothing to SOURCE {given.source}, which knows {known}; leave it out"
         )
+    if given.split is not None and given.split not in _SPLITS[given.source]:
+        there = ", ".join(_SPLITS[given.source])
+        raise DataError(f"--split: SOURCE {given.source} has {there}, but no {given.split}; choose one of them")
     for option, other, why in (
         ("class_names", given.unlabelled, "means nothing with --unlabelled"),
         ("subset", given.unlabelled, "means nothing with --unlabelled"),
         ("label_field", given.unlabelled, "means nothing with --unlabelled"),
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
-        ("split", given.source != "openmoji" and given.split in ("a", "b"), "has a and b for openmoji alone"),
         ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
     ):
         if option in options and other:
@@ -236,6 +255,9 @@ def _source(
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
+        case "parquet":
+            labelled = not given.unlabelled
+            return parquet.ParquetSource(given.input, names, fields=fields, split=given.split, labelled=labelled)
         case _:
             skip = _below(folder, output)
             return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)

@@ -41,10 +41,32 @@ class Turn:
     """The networks' form where it changes, for example {"resolution": 64, "fade": 0.3}."""
     forgets: bool = False
     """Whether the mover's optimizer forgets its moments and step counts before this update."""
+    rate: float = 1.0
+    """Factor on the mover's learning rate, next to the schedule's."""
 
     def without(self, *terms: str) -> "Turn":
         """The same turn with these terms off."""
         return replace(self, terms={name: weight for name, weight in self.terms.items() if name not in terms})
+
+
+class Segment(NamedTuple):
+    """Iterations of a method whose turns change, between two changes."""
+
+    begin: int
+    """The first iteration."""
+    end: int
+    """The first iteration behind it."""
+    described: Mapping[str, str]
+    """What is constant in it, for people: texts by the head of their column."""
+
+
+@runtime_checkable
+class Segmented(Protocol):
+    """A method that describes its segments: for the dry run, and for the plan, which prices each one."""
+
+    def segments(self, iterations: int) -> Sequence[Segment]:
+        """The segments of a run of so many iterations, in their order and without a gap."""
+        ...
 
 
 class Shards(NamedTuple):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -20,9 +20,19 @@ class EmaConfig:
     """The average of the generator's weights over iterations."""
 
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Weight of the old average per iteration, e.g. 0.9999; 0 switches the average off."""
+    """Weight of the old average per iteration, e.g. 0.9999; 0 switches the average off, unless there is a half-life."""
+    half_life: Annotated[int, Field(ge=1)] | None = None
+    """Real samples, of all replicas, after which old weights count half. The weight of the old average is then
+    0.5^(samples of the iteration / half_life), and `decay` is not looked at."""
     warm_up: bool = True
     """Use min(decay, (1 + t) / (10 + t)) at iteration t, so that the initial weights are soon forgotten."""
+    taken: Literal["after", "before"] = "after"
+    """`before`: weights join the average before the updates of an iteration, so the last update is never in it."""
+
+    @property
+    def on(self) -> bool:
+        """Whether there is an average."""
+        return self.decay > 0.0 or self.half_life is not None
 
 
 class Ema:
@@ -33,9 +43,10 @@ class Ema:
         self.modules = {name: copy.deepcopy(module).requires_grad_(False).eval() for name, module in modules.items()}
 
     @torch.no_grad()
-    def update(self, modules: Mapping[str, nn.Module], iteration: int) -> None:
-        """Call after the last update of `iteration`."""
-        decay = self.config.decay
+    def update(self, modules: Mapping[str, nn.Module], iteration: int, samples: int = 0) -> None:
+        """The weights of `iteration` join the average. `samples`: real samples that all replicas read in it."""
+        half_life = self.config.half_life
+        decay = self.config.decay if half_life is None else 0.5 ** (samples / half_life)
         if self.config.warm_up:
             decay = min(decay, (1 + iteration) / (10 + iteration))
         for name, kept in self.modules.items():

@@ -81,7 +81,7 @@ def run_iteration(
                             )
                         losses.append(found["loss"] * (mover.averaged * share))
                         _note(scalars, name, found, share)
-                mover.step(losses, rate_factor)
+                mover.step(losses, rate_factor * turn.rate)
                 for key in found:
                     counts[f"{name}/{key}"] = counts.get(f"{name}/{key}", 0) + 1
     return {name: value / counts[name] if counts[name] > 1 else value for name, value in scalars.items()}

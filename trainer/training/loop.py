@@ -136,6 +136,9 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             turns = stage.applied(method.turns(iteration), state)
             held = launch.held_replicas(batch.replicas)
             draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded)
+            samples = batch.replicas * sum(sum(turn.reads.values()) for turn in turns)
+            if state.ema and config.ema.taken == "before":
+                state.ema.update(state.shown.modules, iteration, samples)
             scalars = run_iteration(
                 method,
                 state.players,
@@ -149,8 +152,8 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 synchronised=batch.synchronised_norm,
                 speed=config.speed,
             )
-            if state.ema:
-                state.ema.update(state.shown.modules, iteration)
+            if state.ema and config.ema.taken == "after":
+                state.ema.update(state.shown.modules, iteration, samples)
             report.add(scalars)
             if telemetry:
                 telemetry.advance()

@@ -56,7 +56,7 @@ class State:
             for player, networks in method.players.items()
         }
         self.shown = self.players[method.shown]
-        self.ema = Ema(self.shown.modules, config.ema) if config.ema.decay else None
+        self.ema = Ema(self.shown.modules, config.ema) if config.ema.on else None
         self.rollbacks = 0
         """How often the run has gone back after numbers that were not finite; the draws depend on it."""
         self.marks: dict[str, Tensor] = {}
