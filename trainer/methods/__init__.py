@@ -5,8 +5,11 @@ from typing import Annotated
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
+from trainer.methods.superresolution import SuperResolutionConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | CycleGANConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[
+    AdversarialConfig | ACGANConfig | CycleGANConfig | SuperResolutionConfig, Choice(methods=("build", "check"))
+]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

@@ -17,10 +17,11 @@ from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.replicas import replica_passes
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.translation import PatchDiscriminatorConfig, TranslatorConfig
+from trainer.models.upscaling import PairDiscriminatorConfig, UpscalerConfig
 
-GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig | TranslatorConfig, Choice()]
+GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig | TranslatorConfig | UpscalerConfig, Choice()]
 DiscriminatorConfig = Annotated[
-    ResNetDiscriminatorConfig | DCGANDiscriminatorConfig | PatchDiscriminatorConfig, Choice()
+    ResNetDiscriminatorConfig | DCGANDiscriminatorConfig | PatchDiscriminatorConfig | PairDiscriminatorConfig, Choice()
 ]
 
 __all__ = [

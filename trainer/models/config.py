@@ -73,4 +73,4 @@ def check_signature(section: str, config: object, wanted: str, objective: str) -
         )
 
 
-_TAKEN = {BY_CLASS: "a class", "image": "images alone"}
+_TAKEN = {BY_CLASS: "a class", "image": "images alone", "small image": "small images"}
