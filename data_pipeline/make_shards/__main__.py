@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
+from data_pipeline.make_shards.folders import below, data_sets
 from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
 from data_pipeline.make_shards.sources import parquet
@@ -20,8 +21,10 @@ from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.labels import Labelled
 from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
+from data_pipeline.make_shards.sources.zipped import ZipSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
 from data_pipeline.manifest.format import Manifest
@@ -29,11 +32,12 @@ from data_pipeline.storage.folder import Folder
 
 _HELP = """
 SOURCE is one of
-  folder      one sub-folder per class
+  folder      one sub-folder per class; with --labels, images at any depth
   imagenet    ILSVRC2012_img_train.tar (a tar of tars, read in place), a folder of its inner tars, or its unpacked folders
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  zip         a zip of class folders, or StyleGAN's with dataset.json, read in place
   parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
@@ -47,6 +51,7 @@ _DEFAULTS = {
     "imagenet": _PHOTOGRAPHS,
     "webdataset": _PHOTOGRAPHS,
     "parquet": _PHOTOGRAPHS,
+    "zip": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
@@ -56,7 +61,8 @@ _WRITING = _EVERYWHERE | {
     *("size", "fit", "encoding", "quality", "chroma", "minimum_side", "samples_per_shard", "part")
 }
 _MEANINGFUL: dict[str, frozenset[str]] = {
-    "folder": _WRITING | {"grey", "class_names", "subset", "each"},
+    "folder": _WRITING | {"grey", "class_names", "subset", "each", "labels", "label_field"},
+    "zip": _WRITING | {"grey", "class_names", "subset", "labels", "label_field"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
     "parquet": _WRITING | {"grey", "class_names", "image_field", "label_field", "split"},
@@ -144,9 +150,13 @@ def _parser() -> argparse.ArgumentParser:
     classes = parser.add_argument_group("classes")
     classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
+        "--labels", type=Path, help="of folder and zip: a file (CSV, TSV, JSON, `name label`) with each image's class"
+    )
+    classes.add_argument(
         "--subset",
         action="store_true",
-        help="INPUT may have only some of the classes (of ImageNet's 1000, or of --class-names); they are numbered anew",
+        help="INPUT may have only some of the classes (of ImageNet's 1000, or of --class-names), which are numbered anew, "
+        "and only some of the images of --labels",
     )
     classes.add_argument(
         "--unlabelled",
@@ -158,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the sub-folders of INPUT are data sets, such as trainA and trainB: each becomes OUTPUT/NAME",
     )
-    fields = parser.add_argument_group("webdataset, shards and parquet")
+    fields = parser.add_argument_group("webdataset, shards, parquet and --labels")
     fields.add_argument(
         "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
     )
@@ -208,13 +218,20 @@ def _check_options(given: argparse.Namespace) -> None:
     if given.split is not None and given.split not in _SPLITS[given.source]:
         there = ", ".join(_SPLITS[given.source])
         raise DataError(f"--split: SOURCE {given.source} has {there}, but no {given.split}; choose one of them")
+    unnamed = given.source in ("folder", "zip")
     for option, other, why in (
         ("class_names", given.unlabelled, "means nothing with --unlabelled"),
         ("subset", given.unlabelled, "means nothing with --unlabelled"),
         ("label_field", given.unlabelled, "means nothing with --unlabelled"),
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
-        ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
+        ("labels", given.unlabelled, "means nothing with --unlabelled"),
+        ("label_field", unnamed and given.labels is None, "means nothing without --labels"),
+        (
+            "subset",
+            unnamed and given.class_names is given.labels is None,
+            "means nothing without --class-names or --labels",
+        ),
     ):
         if option in options and other:
             raise DataError(f"{_flag(option)}: {why}; leave one of them out")
@@ -228,27 +245,18 @@ def _encoding(given: argparse.Namespace) -> str:
     return str(given.encoding or _DEFAULTS.get(given.source, _PHOTOGRAPHS)["encoding"])
 
 
-def _below(folder: Folder, output: Folder) -> str:
-    """The path of `output` in `folder`; empty where it is not in it. Raises DataError where both are the same."""
-    if (folder.local is None) != (output.local is None):
-        return ""
-    outer, inner = (str(f.root if f.local is None else f.local.resolve()) for f in (folder, output))
-    if outer == inner:
-        raise DataError(f"OUTPUT: {output} is INPUT itself; give another folder")
-    return inner[len(outer) :].strip("/") if inner.startswith(outer.rstrip("/") + "/") else ""
-
-
 def _source(
     given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None, options: ImageOptions
 ) -> Source:
     fields = Fields(given.image_field or "", given.label_field or "")
+    flat = given.unlabelled or given.labels is not None
     match given.source:
         case "idx":
             return IdxSource(folder, split=given.split or "train", family=given.family)
         case "cifar":
             return CifarSource(given.input, split=given.split or "train")
         case "imagenet":
-            return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
+            return imagenet_source(given.input, names, subset=given.subset, skip=below(folder, output))
         case "openmoji":
             side = max(options.width, options.height)
             style, split = given.style or "colour", given.split or "train"
@@ -258,9 +266,17 @@ def _source(
         case "parquet":
             labelled = not given.unlabelled
             return parquet.ParquetSource(given.input, names, fields=fields, split=given.split, labelled=labelled)
+        case "zip":
+            return _with_labels(given, ZipSource(given.input, names, flat=flat, subset=given.subset), names)
         case _:
-            skip = _below(folder, output)
-            return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)
+            skip = below(folder, output)
+            return _with_labels(given, FolderSource(folder, names, flat=flat, subset=given.subset, skip=skip), names)
+
+
+def _with_labels(given: argparse.Namespace, source: Source, names: dict[str, str] | None) -> Source:
+    if given.labels is None:
+        return source
+    return Labelled(source, given.labels, names, field=given.label_field or "", subset=given.subset)
 
 
 def _excluded(path: Path | None) -> frozenset[str]:
@@ -280,18 +296,9 @@ def parse(arguments: Sequence[str] | None) -> dict[str, Callable[[], Manifest | 
     if not given.each:
         return {given.output: _work(given)}
     found: dict[str, Callable[[], Manifest | None]] = {}
-    for name in _data_sets(Folder(given.input), Folder(given.output)):
+    for name in data_sets(Folder(given.input), Folder(given.output)):
         places = {side: f"{getattr(given, side).rstrip('/')}/{name}" for side in ("input", "output")}
         found[places["output"]] = _work(argparse.Namespace(**{**vars(given), **places}))
-    return found
-
-
-def _data_sets(folder: Folder, output: Folder) -> list[str]:
-    """The sub-folders. Raises DataError where there are none."""
-    own = _below(folder, output).split("/")[0]
-    found = [name for name in folder.folders() if name != own]
-    if not found:
-        raise DataError(f"INPUT: {folder} has no sub-folders; give a folder that has some, or leave --each out")
     return found
 
 

@@ -14,14 +14,22 @@ from trainer.foundation.choices import Choice
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import BY_CLASS, ModelConfig, NetworkConfig, check_signature, classifies, couples_samples
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.replicas import replica_passes
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.translation import PatchDiscriminatorConfig, TranslatorConfig
 from trainer.models.upscaling import PairDiscriminatorConfig, UpscalerConfig
 
-GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig | TranslatorConfig | UpscalerConfig, Choice()]
+GeneratorConfig = Annotated[
+    ResNetGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig | TranslatorConfig | UpscalerConfig, Choice()
+]
 DiscriminatorConfig = Annotated[
-    ResNetDiscriminatorConfig | DCGANDiscriminatorConfig | PatchDiscriminatorConfig | PairDiscriminatorConfig, Choice()
+    ResNetDiscriminatorConfig
+    | DCGANDiscriminatorConfig
+    | MaxoutDiscriminatorConfig
+    | PatchDiscriminatorConfig
+    | PairDiscriminatorConfig,
+    Choice(),
 ]
 
 __all__ = [

@@ -30,6 +30,8 @@ SIZES = {
     "monet2photo256_cyclegan": (11_378_179, 2_764_737),
     "horse2zebra128_cyclegan_lua": None,
     "emoji64_cyclegan": None,
+    "mnist28_cgan": (2_413_984, 1_224_351),
+    "fashion28_cgan": (2_413_984, 1_224_351),
     "fashion32_projection": None,
     "fashion32_projection_finetune": None,
     "fashion32_concat": None,
