@@ -27,8 +27,7 @@ from trainer.foundation.options import number, whole
 from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
-from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import ClassConditions, Directed, FromPictures, Mixing, Truncating, number_of
+from trainer.methods.sampling import ClassConditions, FromPictures, Mixing, Truncating, directed, number_of
 from trainer.processes.launch import read_launch
 from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> int:
     check_output(options.out, "--out")
     generator = open_generator(options.source, options.iteration, average, device)
     if options.direction is not None:
-        generator.sampler = _towards(generator, options.direction)
+        generator.sampler = directed(generator.sampler, options.direction)
     if options.pictures is not None:
         print(_remake(generator, options))
         return 0
@@ -122,16 +121,6 @@ def _check(options: argparse.Namespace) -> None:
             raise SettingError(f"--{name}: does not go together with --source; leave one of them out")
     if options.morph and options.classes:
         raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
-
-
-def _towards(generator: Generator, direction: str) -> Sampler:
-    """The generator's sampler of a direction. Raises `SettingError`."""
-    sampler = generator.sampler
-    if not isinstance(sampler, Directed):
-        raise SettingError("--direction: this generator has only one; leave the option out")
-    if direction not in sampler.directions:
-        raise SettingError(f"--direction: is {direction!r}; give {' or '.join(sampler.directions)}")
-    return sampler.towards(direction)
 
 
 def _remake(generator: Generator, options: argparse.Namespace) -> str:

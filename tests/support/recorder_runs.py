@@ -162,7 +162,7 @@ def plain_for(settings: Settings) -> Settings:
 
 def small_form(tree: dict[str, Any]) -> Settings:
     """What is changed in a configuration so that it trains in a second: sizes and places, as little else as can be."""
-    model, side = tree["model"], tree["model"]["resolution"]
+    model, side = tree["model"], min(tree["model"]["resolution"], 128)
     images = f"{side}x{model.get('image_channels', 3)}"
     settings: Settings = {
         "run.dir": "run",
@@ -184,8 +184,12 @@ def small_form(tree: dict[str, Any]) -> Settings:
     settings |= {f"sources.{name}.shards": f"shards/{images}" for name in tree.get("sources", {})}
     if not model.get("classes", 1):
         settings["model.classes"] = 0
-    if "load_size" in tree["objective"]:  # the shards have the model's size
-        settings |= {"objective.pool": 1}
+    if side < model["resolution"]:
+        settings["model.resolution"] = side
+    if "load_size" in tree["objective"]:
+        settings |= {"objective.load_size": side + side // 8, "objective.pool": 1}
+    if "blocks" in tree["generator"]:
+        settings["generator.blocks"] = 1
     asked = tree["data"].get("classes")
     if asked is not None:
         kept = "split 1 of 2" if isinstance(asked, str) else [1, 2, 3]

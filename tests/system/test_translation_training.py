@@ -17,12 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.make_shards import __main__ as make_shards
-from trainer import export, sample
+from trainer import evaluate, export, sample
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.format import state_hash
 from trainer.config import load_config
 from trainer.costs import dry_run
 from trainer.foundation.errors import CheckpointError, SettingError
+from trainer.metrics.records import read_records
 from trainer.processes.launch import read_launch
 from trainer.trained.pretrained import open_generator
 from trainer.training import loop
@@ -315,6 +316,53 @@ def test_files_are_translated_in_both_directions(
     assert (tmp_path / "one" / "000.png").read_bytes() == made[run, "a_to_b"]["000.png"]
     assert sample.main([run, "--count", "1", "--out", str(tmp_path / "own")]) == 0
     assert len(list((tmp_path / "own" / "grid").glob("*.png"))) == 10
+
+
+def test_pairs_are_measured_beside_the_controls(
+    straight: Path, domains: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(straight / "run")
+    words = [
+        run,
+        "--measures",
+        "fidelity,round_trip",
+        "--samples",
+        "30",
+        "--sources",
+        f"b={domains['a']}",
+        "--real",
+        str(domains["b"]),
+    ]
+    assert evaluate.main(words) == 0
+    told = capsys.readouterr().out
+    assert "30 pairs at iteration 12" in told
+    records = {record["measure"]: record for record in read_records(run)}
+    rows = records["pair_l1"]["rows"]
+    assert rows.keys() == {"made", "identity", "mean real image", "nearest real image"}
+    assert rows["identity"] == 0.0  # a is its own partner here
+    assert records["pair_psnr"]["rows"]["identity"] == 100.0
+    assert records["pair_ssim"]["rows"]["identity"] == pytest.approx(1.0)
+    by_noise = records["round_trip_l1"]["by_noise"]
+    assert list(by_noise) == ["0", "2", "4", "8", "16"]
+    sampler = open_generator(run).sampler
+    images = sampler.conditions.in_turn(range(30))
+    with torch.no_grad():
+        back = sampler.networks["b_to_a"](sampler.networks["a_to_b"](images))
+    assert by_noise["0"] == pytest.approx(float((back - images).abs().mean() / 2), rel=1e-4)
+    assert by_noise["16"] != by_noise["0"]
+    assert 0 < rows["made"] == records["pair_l1"]["value"] < 1
+    # The same in the other direction: partners of b (now a) are the images of a.
+    assert evaluate.main([*words, "--direction", "b_to_a"]) == 0
+    again = [record for record in read_records(run) if record["measure"] == "pair_l1"]
+    assert len(again) == 2
+    assert again[1]["settings_digest"] != again[0]["settings_digest"]
+    assert again[1]["value"] != again[0]["value"]
+    for wrong, sentence in (
+        (["--sources", "c=x"], r"^--sources: is 'c=x'; give NAME=SHARDS, with a source of the run \(data, b\)"),
+        (["--direction", "up"], r"^--direction: is 'up'"),
+    ):
+        with pytest.raises(SettingError, match=sentence):
+            evaluate.main([*words, *wrong])
 
 
 def test_what_cannot_be_translated_is_one_sentence(

@@ -298,6 +298,24 @@ class TranslationSampler:
         padded = F.pad(picture[None], (0, -width % 4, 0, -height % 4), mode="reflect")
         return self.sample(torch.empty(1, 0), padded)[0, :, :height, :width]
 
+    def partners(self, numbers: range) -> Tensor:
+        """The images of the other domain with these numbers: true partners where the sources are pairs, in one order."""
+        other = self.towards(_other(self.direction))
+        return other._pictures.in_turn(numbers)
+
+    def labels(self, numbers: range) -> Tensor:
+        """The classes of the images of domain a."""
+        return self._pictures.field("class", numbers, SOURCES["a"])
+
+    def baselines(self, conditions: Tensor, side: int | None = None) -> dict[str, Tensor]:
+        """The images as they are."""
+        return {"identity": conditions if side is None else resized(conditions, side)}
+
+    def there_and_back(self, conditions: Tensor, noise: Tensor) -> Tensor:
+        """The images, translated, with noise, and translated back."""
+        made = self.sample(noise, conditions) + noise
+        return at_least_float32(self.networks[_other(self.direction)](made.clamp(-1, 1)))
+
     def strips(self, count: int) -> tuple[Tensor, list[str]]:
         """Rows of both domains: the image, translated, translated back, and through the generator that should leave it."""
         rows, names = [], []

@@ -205,6 +205,41 @@ class Directed(Protocol):
         ...
 
 
+def directed(sampler: Sampler, direction: str) -> Sampler:
+    """The sampler of a direction. Raises `SettingError`, beginning with --direction."""
+    if not isinstance(sampler, Directed):
+        raise SettingError("--direction: this generator has only one; leave the option out")
+    if direction not in sampler.directions:
+        raise SettingError(f"--direction: is {direction!r}; give {' or '.join(sampler.directions)}")
+    return sampler.towards(direction)
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A sampler of images from images, whose data may have the images that should come out."""
+
+    def partners(self, numbers: range) -> Tensor:
+        """What the samples with these numbers should be: images [n, C, H, W] in [-1, 1]. Raises `SettingError`."""
+        ...
+
+    def labels(self, numbers: range) -> Tensor:
+        """The classes of these samples in the source `data`, int64 [n]."""
+        ...
+
+    def baselines(self, conditions: Tensor, side: int | None = None) -> Mapping[str, Tensor]:
+        """Images that are made of conditions without learning, by name: at the samples' size, or at `side` px."""
+        ...
+
+
+@runtime_checkable
+class ThereAndBack(Protocol):
+    """A sampler whose networks can also return from its samples to the conditions."""
+
+    def there_and_back(self, conditions: Tensor, noise: Tensor) -> Tensor:
+        """What becomes of images [n, C, H, W], with noise of this shape on the samples between."""
+        ...
+
+
 @runtime_checkable
 class Strips(Protocol):
     """A sampler that has more to show in a training's grid than samples by condition."""
@@ -244,6 +279,12 @@ class PictureConditions:
                 "classes: this generator makes images of images, of which an export has none; give --source"
             )
         return resized(self.real(numbers)[self.source]["image"], self.model.resolution)
+
+    def field(self, name: str, numbers: range, source: str | None = None) -> Tensor:
+        """A field of the samples with these numbers, of this source or another. Raises `SettingError` without data."""
+        if self.real is None:
+            raise SettingError("--source: an export has no images of its own; give some")
+        return self.real(numbers)[source or self.source][name]
 
     def caption(self, condition: Tensor) -> str:
         """Nothing: the image is to be seen."""

@@ -205,9 +205,13 @@ class UpscalingSampler:
         """What the samples should be like: the large images."""
         return self._pictures.large(numbers)
 
-    def baselines(self, conditions: Tensor) -> dict[str, Tensor]:
-        """The small images, enlarged without learning."""
-        size = (conditions.shape[2] * FACTOR, conditions.shape[3] * FACTOR)
+    def labels(self, numbers: range) -> Tensor:
+        """The classes of the large images."""
+        return self._pictures.field("class", numbers)
+
+    def baselines(self, conditions: Tensor, side: int | None = None) -> dict[str, Tensor]:
+        """The small images, enlarged without learning, in one step."""
+        size = (side or conditions.shape[2] * FACTOR, side or conditions.shape[3] * FACTOR)
         return {mode: enlarged(conditions, size, mode) for mode in ("bilinear", "bicubic")}
 
     def strips(self, count: int) -> tuple[Tensor, list[str]]:

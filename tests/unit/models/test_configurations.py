@@ -24,6 +24,9 @@ SIZES = {
     "cifar10_projection": (4_304_387, 1_055_104),
     "cifar100_projection": (4_580_867, 1_066_624),
     "cifar10_acgan": (1_593_891, 1_663_883),
+    "imagenet128_superresolution": (5_330_825, 29_390_340),
+    "imagenet128_superresolution_concat": (5_330_825, 29_401_557),
+    "emoji64_superresolution": None,
     "horse2zebra256_cyclegan": (11_378_179, 2_764_737),  # the official code's; each of the two
     "facades256_cyclegan": (11_378_179, 2_764_737),
     "maps256_cyclegan": (11_378_179, 2_764_737),
