@@ -6,9 +6,11 @@ from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.superresolution import SuperResolutionConfig
+from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | CycleGANConfig | SuperResolutionConfig, Choice(methods=("build", "check"))
+    AdversarialConfig | ACGANConfig | CycleGANConfig | SuperResolutionConfig | TaggingConfig,
+    Choice(methods=("build", "check")),
 ]
 """The section `objective`."""
 

@@ -19,6 +19,7 @@ from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
+from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -35,6 +36,7 @@ MEASURES: list[type[Measure]] = [
     PairAccuracy,
     RoundTrip,
     Parzen,
+    Tags,
 ]
 """In the order in which they are measured, recorded and reported."""
 
