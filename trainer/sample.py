@@ -5,7 +5,8 @@ of gamma and beta step by step at fixed latents, one row per latent vector (the 
 `--interpolate` goes from one latent vector to another within each class. Image n of a class depends on the seed, the
 class and n alone. Samples that are vectors go to samples.npy, and are printed one a line.
 
-A generator of words takes pictures from `--source`, a file or a folder, and prints a line of words for each.
+A generator that makes pictures of pictures takes them from `--source`, a file or a folder: each becomes DIR/NAME.png. A
+generator of words prints a line of words for each.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from trainer.foundation.options import number, whole
 from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
-from trainer.methods.sampling import ClassConditions, Describing, Mixing, Truncating, number_of
+from trainer.methods.sampling import ClassConditions, Describing, FromPictures, Mixing, Truncating, directed, number_of
 from trainer.processes.launch import read_launch
-from trainer.trained.pictures import picture_files, read_pictures
+from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator
 from trainer.trained.sampling import evaluating
 
@@ -44,8 +45,11 @@ def main(arguments: list[str]) -> int:
     device = read_launch(options.device).device
     check_output(options.out, "--out")
     generator = open_generator(options.source, options.iteration, average, device)
+    if options.direction is not None:
+        generator.sampler = directed(generator.sampler, options.direction)
     if options.pictures is not None:
-        print(_describe(generator, options))
+        work = _describe if isinstance(generator.sampler, Describing) else _remake
+        print(work(generator, options))
         return 0
     if options.truncation is not None and not isinstance(generator.sampler, Truncating):
         raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")
@@ -78,8 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         "--source",
         dest="pictures",
         metavar="PICTURES",
-        help="a picture, or a folder of them, for which a generator of words gives its best --count words",
+        help="a picture, or a folder of them, of any size that the generator can take: it makes others of them, or gives the "
+        "best --count words for each",
     )
+    add("--direction", help="of a generator that has several, for example a_to_b (default: its first)")
     add(
         "--count",
         type=whole(1),
@@ -120,11 +126,31 @@ def _check(options: argparse.Namespace) -> None:
         raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
 
 
+def _remake(generator: Generator, options: argparse.Namespace) -> str:
+    """A picture of each picture of --source, as OUT/NAME.png. Returns what is printed."""
+    sampler = generator.sampler
+    if not isinstance(sampler, FromPictures):
+        raise SettingError("--source: this generator makes no pictures of pictures; leave the option out")
+    files = picture_files(options.pictures, "--source")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, picture in read_pictures(files, sampler.channels, "--source"):
+        source = keys.generator(options.seed, "sample", replica=number_of(picture))
+        try:
+            with evaluating(sampler, options.statistics == "batch"), torch.no_grad():
+                made = sampler.remake(picture.to(generator.device), source)
+        except SettingError as error:
+            raise SettingError(f"--source: {path} is {error}") from None
+        write_picture(out / f"{path.stem}.png", made)
+    described = {**vars(options), "training": generator.training}
+    (out / "pictures.json").write_text(json.dumps(described, indent=2) + "\n")
+    return f"{out}/: {len(files)} pictures"
+
+
 def _describe(generator: Generator, options: argparse.Namespace) -> str:
     """The words for each picture of --source, also in OUT/words.json. Returns what is printed."""
     sampler = generator.sampler
-    if not isinstance(sampler, Describing):
-        raise SettingError("--source: this generator makes nothing of pictures; leave the option out")
+    assert isinstance(sampler, Describing)
     files, found = picture_files(options.pictures, "--source"), {}
     for path, picture in read_pictures(files, sampler.channels, "--source"):
         source = keys.generator(options.seed, "sample", replica=number_of(picture))
@@ -162,7 +188,8 @@ def _chosen(generator: Generator, text: str | None) -> Tensor:
     else:
         named = list(conditions.evenly(DEFAULT_ROWS))
     if not named:
-        raise SettingError("--classes: names nothing, and this generator has no samples without a condition; name some")
+        option = "--source" if isinstance(generator.sampler, FromPictures | Describing) else "--classes"
+        raise SettingError(f"{option}: names nothing, and this generator has no samples without a condition; name some")
     return torch.stack(named)
 
 
