@@ -13,14 +13,17 @@ from typing import Any, NoReturn
 from data_pipeline.errors import DataError
 from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
+from data_pipeline.make_shards.sources import parquet
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
 from data_pipeline.make_shards.sources.class_names import read_class_names
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
+from data_pipeline.make_shards.sources.labels import Labelled
 from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
+from data_pipeline.make_shards.sources.zipped import ZipSource
 from data_pipeline.make_shards.tar_scan import Fields
 from data_pipeline.make_shards.writing import make_shards
 from data_pipeline.manifest.format import Manifest
@@ -28,11 +31,13 @@ from data_pipeline.storage.folder import Folder
 
 _HELP = """
 SOURCE is one of
-  folder      one sub-folder per class
+  folder      one sub-folder per class; with --labels, images at any depth
   imagenet    ILSVRC2012_img_train.tar (a tar of tars, read in place), a folder of its inner tars, or its unpacked folders
   idx         the MNIST family: a folder with the four IDX files
   cifar       CIFAR-10 or CIFAR-100: a published archive (binary or Python version) or its unpacked folder
   webdataset  a folder of WebDataset tars of images of any size and kind, read in place
+  zip         a zip of class folders, or StyleGAN's with dataset.json, read in place
+  parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
@@ -44,6 +49,8 @@ _DEFAULTS = {
     "folder": _PHOTOGRAPHS,
     "imagenet": _PHOTOGRAPHS,
     "webdataset": _PHOTOGRAPHS,
+    "parquet": _PHOTOGRAPHS,
+    "zip": _PHOTOGRAPHS,
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
@@ -53,15 +60,26 @@ _WRITING = _EVERYWHERE | {
     *("size", "fit", "encoding", "quality", "chroma", "minimum_side", "samples_per_shard", "part")
 }
 _MEANINGFUL: dict[str, frozenset[str]] = {
-    "folder": _WRITING | {"grey", "class_names", "subset"},
+    "folder": _WRITING | {"grey", "class_names", "subset", "labels", "label_field"},
+    "zip": _WRITING | {"grey", "class_names", "subset", "labels", "label_field"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
+    "parquet": _WRITING | {"grey", "class_names", "image_field", "label_field", "split"},
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
+
+
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "idx": ("train", "test"),
+    "cifar": ("train", "test"),
+    "parquet": tuple(parquet.SPLITS),
+    "openmoji": tuple(SPLITS),
+}
+"""What --split may be for a SOURCE."""
 
 
 def _positive(text: str) -> int:
@@ -129,25 +147,33 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
     image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
     classes = parser.add_argument_group("classes")
+    classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
-        "--class-names", type=Path, help="a file with `id name` per line, for folder, imagenet, webdataset and shards"
+        "--labels", type=Path, help="of folder and zip: a file (CSV, TSV, JSON, `name label`) with each image's class"
     )
     classes.add_argument(
         "--subset",
         action="store_true",
-        help="INPUT may have only some of the classes (of ImageNet's 1000, or of --class-names); they are numbered anew",
+        help="INPUT may have only some of the classes (of ImageNet's 1000, or of --class-names), which are numbered anew, "
+        "and only some of the images of --labels",
     )
     classes.add_argument(
         "--unlabelled",
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
-    tars = parser.add_argument_group("webdataset and shards")
-    tars.add_argument("--image-field", metavar="SUFFIX", help="the member with the image (default: the only image)")
-    tars.add_argument("--label-field", metavar="SUFFIX", help="the member with the label (default: cls or json)")
-    parts = parser.add_argument_group("idx, cifar and openmoji")
+    fields = parser.add_argument_group("webdataset, shards, parquet and --labels")
+    fields.add_argument(
+        "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
+    )
+    fields.add_argument(
+        "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
+    )
+    parts = parser.add_argument_group("idx, cifar, parquet and openmoji")
     parts.add_argument(
-        "--split", choices=list(SPLITS), help="(train); a and b are halves of openmoji's train without a common emoji"
+        "--split",
+        choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
+        help="(train; of parquet: the only one); a and b are halves of openmoji's train without a common emoji",
     )
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
@@ -183,14 +209,23 @@ def _check_options(given: argparse.Namespace) -> None:
         raise DataError(
             f"{_flag(strange[0])}: means nothing to SOURCE {given.source}, which knows {known}; leave it out"
         )
+    if given.split is not None and given.split not in _SPLITS[given.source]:
+        there = ", ".join(_SPLITS[given.source])
+        raise DataError(f"--split: SOURCE {given.source} has {there}, but no {given.split}; choose one of them")
+    unnamed = given.source in ("folder", "zip")
     for option, other, why in (
         ("class_names", given.unlabelled, "means nothing with --unlabelled"),
         ("subset", given.unlabelled, "means nothing with --unlabelled"),
         ("label_field", given.unlabelled, "means nothing with --unlabelled"),
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
-        ("split", given.source != "openmoji" and given.split in ("a", "b"), "has a and b for openmoji alone"),
-        ("subset", given.source == "folder" and given.class_names is None, "means nothing without --class-names"),
+        ("labels", given.unlabelled, "means nothing with --unlabelled"),
+        ("label_field", unnamed and given.labels is None, "means nothing without --labels"),
+        (
+            "subset",
+            unnamed and given.class_names is given.labels is None,
+            "means nothing without --class-names or --labels",
+        ),
     ):
         if option in options and other:
             raise DataError(f"{_flag(option)}: {why}; leave one of them out")
@@ -218,6 +253,7 @@ def _source(
     given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None, options: ImageOptions
 ) -> Source:
     fields = Fields(given.image_field or "", given.label_field or "")
+    flat = given.unlabelled or given.labels is not None
     match given.source:
         case "idx":
             return IdxSource(folder, split=given.split or "train", family=given.family)
@@ -231,9 +267,20 @@ def _source(
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
+        case "parquet":
+            labelled = not given.unlabelled
+            return parquet.ParquetSource(given.input, names, fields=fields, split=given.split, labelled=labelled)
+        case "zip":
+            return _with_labels(given, ZipSource(given.input, names, flat=flat, subset=given.subset), names)
         case _:
             skip = _below(folder, output)
-            return FolderSource(folder, names, flat=given.unlabelled, subset=given.subset, skip=skip)
+            return _with_labels(given, FolderSource(folder, names, flat=flat, subset=given.subset, skip=skip), names)
+
+
+def _with_labels(given: argparse.Namespace, source: Source, names: dict[str, str] | None) -> Source:
+    if given.labels is None:
+        return source
+    return Labelled(source, given.labels, names, field=given.label_field or "", subset=given.subset)
 
 
 def _excluded(path: Path | None) -> frozenset[str]:

@@ -36,7 +36,7 @@ class Plan:
 
     def __init__(self, listing: Listing, options: dict[str, Any], samples_per_shard: int, description: str) -> None:
         self.listing, self.options = listing, options
-        shuffled = np.argsort(order.keys(0, 0, _PURPOSE, len(listing.items)), kind="stable").tolist()
+        shuffled = _shuffled(listing)
         self.shards = [shuffled[i : i + samples_per_shard] for i in range(0, len(shuffled), samples_per_shard)]
         digest = hashlib.sha256()
         digest.update(json.dumps([description, options, samples_per_shard, listing.classes]).encode())
@@ -46,6 +46,15 @@ class Plan:
 
     def items(self, shard: int) -> list[tuple[int, Item]]:
         return [(ordinal, self.listing.items[ordinal]) for ordinal in self.shards[shard]]
+
+
+def _shuffled(listing: Listing) -> list[int]:
+    """The places of the items in the order of the shards: shuffled, where items are read together their groups are."""
+    items, n = listing.items, listing.together
+    begins = [k for k, item in enumerate(items) if n == 0 or k == 0 or item.where[:n] != items[k - 1].where[:n]]
+    ends = [*begins[1:], len(items)]
+    shuffled = np.argsort(order.keys(0, 0, _PURPOSE, len(begins)), kind="stable").tolist()
+    return [place for group in shuffled for place in range(begins[group], ends[group])]
 
 
 def _write(samples: Samples, items: list[tuple[int, Item]], name: str, output: Folder, parts: str) -> ShardResult:

@@ -39,6 +39,9 @@ class Listing(NamedTuple):
     items: Sequence[Item]
     ignored: int = 0
     """Files that are no samples by their names."""
+    together: int = 0
+    """How many of the first numbers of `Item.where` say which items are read together, in their order: they go into the
+    shards together. 0: each can be read alone."""
     notice: tuple[tuple[str, str], ...] = ()
     """What whoever has the samples must know, by name: licence, attribution. It goes into the manifest's options."""
 

@@ -50,3 +50,14 @@ def named(ids: Sequence[str], names: dict[str, str] | None, subset: bool = True)
             "INPUT, or add --subset, which numbers the classes that there are anew"
         )
     return tuple((names[key], key) for key in ids)
+
+
+def numbered(highest: int, names: dict[str, str] | None, where: str) -> tuple[tuple[str, str], ...]:
+    """(name, id) of the classes that the labels 0 .. highest number: `names` in its order; without names a number is its
+    own name. Raises DataError where there are fewer names."""
+    ids = list(names) if names is not None else [str(label) for label in range(highest + 1)]
+    if highest >= len(ids):
+        raise DataError(
+            f"INPUT: {where} holds the label {highest}, outside 0..{len(ids) - 1}; correct --class-names or the labels"
+        )
+    return named(ids, names)

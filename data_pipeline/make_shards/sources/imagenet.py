@@ -13,7 +13,7 @@ from data_pipeline.make_shards.images import open_image
 from data_pipeline.make_shards.sources.base import Item, Listing, printable
 from data_pipeline.make_shards.sources.class_names import named
 from data_pipeline.make_shards.sources.folder import FolderSource
-from data_pipeline.make_shards.sources.ranges import RangedFile
+from data_pipeline.make_shards.sources.ranges import RangedFile, walked
 from data_pipeline.storage.folder import Folder, split_url
 
 ARCHIVE = "ILSVRC2012_img_train.tar"
@@ -42,8 +42,11 @@ def readable_names(ids: list[str]) -> dict[str, str] | None:
     return dict(zip(ids, names, strict=True))
 
 
-def _members(file: IO[bytes], where: str, begin: int = 0, end: int | None = None) -> list[tuple[str, int, int]]:
+def _members(
+    folder: Folder, archive: str, where: str, begin: int = 0, end: int | None = None
+) -> list[tuple[str, int, int]]:
     """(name, offset, size) of the files of a tar in the bytes [begin, end) of a file. Raises DataError."""
+    file = cast(IO[bytes], RangedFile(folder, archive))
     return [
         (member.name.rsplit("/", 1)[-1], member.offset_data, member.size)
         for member in tar_scan.members(file, f"INPUT: {where}", begin, end)
@@ -61,23 +64,22 @@ class ImageNetSource:
 
     def _synsets(self) -> list[tuple[str, str, list[tuple[str, int, int]]]]:
         """(WordNet id, the file that holds it, its images' names, offsets and sizes), sorted by id."""
-        found = []
+        tars: list[tuple[str, str, str, int, int | None]] = []  # WordNet id, file, for errors, where in the file
         if self.archive:
-            file = cast(IO[bytes], RangedFile(self.folder, self.archive))
-            for name, offset, size in _members(file, f"{self.folder}/{self.archive}"):
+            for name, offset, size in _members(self.folder, self.archive, f"{self.folder}/{self.archive}"):
                 key = name.removesuffix(".tar")
                 if not name.endswith(".tar") or not _WORDNET.fullmatch(key):
                     raise DataError(
                         f"INPUT: {self.folder}/{self.archive} holds {name}, which is not the tar of a WordNet id; give "
                         f"{ARCHIVE} as it is published"
                     )
-                found.append((key, self.archive, _members(file, f"{self.archive}: {name}", offset, offset + size)))
+                tars.append((key, self.archive, f"{self.archive}: {name}", offset, offset + size))
         else:
             for name in self.folder.names():
                 if _WORDNET.fullmatch(key := name.removesuffix(".tar")) and name.endswith(".tar"):
-                    file = cast(IO[bytes], RangedFile(self.folder, name))
-                    found.append((key, name, _members(file, f"{self.folder}/{name}")))
-        return sorted(found)
+                    tars.append((key, name, f"{self.folder}/{name}", 0, None))
+        images = walked(self.folder, _members, ((self.folder, *tar[1:]) for tar in tars))
+        return sorted((key, file, found) for (key, file, *_), found in zip(tars, images, strict=True))
 
     def listing(self) -> Listing:
         synsets = self._synsets()

@@ -10,8 +10,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.make_shards.foreign_shards import tars_of
 from data_pipeline.make_shards.images import open_image
 from data_pipeline.make_shards.sources.base import Item, Listing, printable
-from data_pipeline.make_shards.sources.class_names import named
-from data_pipeline.make_shards.sources.ranges import RangedFile
+from data_pipeline.make_shards.sources.class_names import numbered
+from data_pipeline.make_shards.sources.ranges import RangedFile, walked
 from data_pipeline.make_shards.tar_scan import USUAL_FIELDS, Fields, Scan, TarSample
 from data_pipeline.storage.folder import Folder
 
@@ -33,23 +33,21 @@ class WebDatasetSource:
         """The samples in the order of the tars' names and of the tars. Raises DataError."""
         items: list[Item] = []
         unused: Counter[str] = Counter()
-        for tar in tars_of(self.folder):
-            scan = Scan(cast(IO[bytes], RangedFile(self.folder, tar)), f"INPUT: {self.folder}/{tar}", self.fields)
-            items += [self._item(scan, tar, sample) for sample in scan]
-            unused += scan.unused
+        for found, others in walked(self.folder, self._scan, ((tar,) for tar in tars_of(self.folder))):
+            items += found
+            unused += others
         if unused:
             said = ", ".join(f"{count} {suffix}" for suffix, count in sorted(unused.items()))
             print(f"not used: {said} members", file=sys.stderr)
         if not self.labelled:
             return Listing((), items, unused.total())
         highest = max((item.label for item in items if item.label is not None), default=-1)
-        ids = list(self.names) if self.names is not None else [str(label) for label in range(highest + 1)]
-        if highest >= len(ids):
-            raise DataError(
-                f"INPUT: {self.folder} holds the label {highest}, outside 0..{len(ids) - 1}; correct --class-names or the "
-                "labels"
-            )
-        return Listing(named(ids, self.names), items, unused.total())
+        return Listing(numbered(highest, self.names, str(self.folder)), items, unused.total())
+
+    def _scan(self, tar: str) -> tuple[list[Item], Counter[str]]:
+        """The samples of one tar, and the members that are no part of one, by their suffixes."""
+        scan = Scan(cast(IO[bytes], RangedFile(self.folder, tar)), f"INPUT: {self.folder}/{tar}", self.fields)
+        return [self._item(scan, tar, sample) for sample in scan], scan.unused
 
     def _item(self, scan: Scan, tar: str, sample: TarSample) -> Item:
         label = sample.label if self.labelled else None

@@ -181,7 +181,7 @@ def test_refusals(
 
 def test_a_and_b_are_for_emoji_alone(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("cifar", package, tmp_path / "out", "--split", "a") == 1
-    assert capsys.readouterr().err.startswith("--split: has a and b for openmoji alone")
+    assert capsys.readouterr().err.startswith("--split: SOURCE cifar has train, test, but no a; choose one of them")
 
 
 def test_without_the_renderer_it_says_what_to_install(package: Path, tmp_path: Path) -> None:
