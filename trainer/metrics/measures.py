@@ -16,8 +16,8 @@ from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
-from trainer.metrics.sliced_wasserstein import SlicedWasserstein
 from trainer.metrics.strips import Strips
+from trainer.metrics.swd import PatchDistance
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -26,7 +26,7 @@ MEASURES: list[type[Measure]] = [
     PrecisionAndRecall,
     Accuracy,
     Resolutions,
-    SlicedWasserstein,
+    PatchDistance,
     MsSsim,
     IntraFrechet,
     Neighbours,
