@@ -12,16 +12,15 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from trainer.foundation import keys
-from trainer.foundation.errors import SettingError
 from trainer.foundation.keys import Keys
-from trainer.methods.problem import Problem
+from trainer.methods.problem import Problem, check_images
 from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
 from trainer.methods.sampling import ClassConditions, LatentSampler
 from trainer.methods.terms.classes import ClassTerm
 from trainer.methods.terms.losses import LOSSES, LossName
 from trainer.methods.terms.penalty_terms import NoPenaltyConfig, PenaltyConfig
 from trainer.methods.terms.term import Seen, Term
-from trainer.models import classifies, couples_samples
+from trainer.models import BY_CLASS, check_signature, classifies, couples_samples
 from trainer.models.conditioning import DiscriminatorOutput
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -46,8 +45,7 @@ class _LossSettings:
     def check(self, problem: Problem) -> None:
         """Raise ValueError, beginning with the setting, where the networks and the loss do not fit together."""
         for section, settings in ((GENERATOR, problem.generator), (DISCRIMINATOR, problem.discriminator)):
-            if settings is None:
-                raise ValueError(f"{section}: is missing (not set); give it a value")
+            check_signature(section, settings, BY_CLASS, getattr(self, "name", type(self).__name__))
         assert problem.discriminator is not None
         self.check_classifier(classifies(problem.discriminator) and problem.model.classes > 0)
         if self.passes == "joint" and couples_samples(problem.discriminator):
@@ -131,20 +129,7 @@ class AdversarialMethod:
 
     def check(self, sources: Mapping[str, Shards]) -> None:
         """Raise `SettingError` unless the networks are made for the images of the source `data`."""
-        model, (url, manifest) = self.problem.model, sources["data"]
-        where = f"the shards in {url} hold"
-        for setting, asked, found in (
-            ("model.resolution", model.resolution, manifest.resolution),
-            ("model.image_channels", model.image_channels, manifest.channels),
-        ):
-            if asked != found:
-                raise SettingError(f"{setting}: is {asked}, but {where} images with {found}; set it to {found}")
-        classes = len(manifest.classes)
-        if model.classes not in (0, classes):
-            raise SettingError(
-                f"model.classes: is {model.classes}, but {where} {classes} classes; set it to {classes}, or to 0 for no "
-                "condition"
-            )
+        check_images(self.problem.model, sources["data"])
 
     def turns(self, iteration: int) -> list[Turn]:
         """The generator's turn, number 0, first or last; the discriminator's are 1, 2, ..."""

@@ -110,6 +110,10 @@ class Setting:
     reference: Reference | None = None
     """In the main process alone, as the next one."""
     judged: Reference | None = None
+    validation: DataConfig | None = None
+    """Real images that choose what a measure must choose, where --validation gives them."""
+    trained_on: DataConfig | None = None
+    """What the run reads as `data`; None: the same as `data`."""
 
     @property
     def manifest(self) -> Manifest:

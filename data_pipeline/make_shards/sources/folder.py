@@ -18,6 +18,8 @@ SUFFIXES = frozenset(
 )
 _PARTS = frozenset(("train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"))
 """Names of parts of a data set, which are no classes."""
+LABELS = "dataset.json"
+"""Where StyleGAN's tools write the labels; the sub-folders next to it are no classes."""
 
 
 class FolderSource:
@@ -34,6 +36,7 @@ class FolderSource:
         skip: str = "",
     ) -> None:
         self.folder, self.names, self.flat, self.subset, self.skip = folder, names, flat, subset, skip
+        self.where = str(folder)
 
     def files(self) -> tuple[list[tuple[str, int]], set[str]]:
         """(path below the folder, size) of every file, sorted; and the paths of the folders. What is hidden is left
@@ -41,7 +44,7 @@ class FolderSource:
         if self.folder.local is not None:
             if not self.folder.local.is_dir():
                 raise DataError(
-                    f"INPUT: {self.folder} is not a folder; give the folder that holds one sub-folder per class"
+                    f"INPUT: {self.where} is not a folder; give the folder that holds one sub-folder per class"
                 )
             files, folders = _walk(self.folder.local)
         else:
@@ -71,23 +74,34 @@ class FolderSource:
         """List the folder. Raises DataError."""
         files, folders = self.files()
         images = [(path, size) for path, size in files if os.path.splitext(path)[1].lower() in SUFFIXES]
-        others = len(files) - len(images)
         if not images:
-            raise DataError(f"INPUT: {self.folder} holds no images (of {len(files)} files); check the path")
-        if self.flat:
-            return Listing((), [Item(printable(path), None, (path, size)) for path, size in images], others)
+            raise DataError(f"INPUT: {self.where} holds no images (of {len(files)} files); check the path")
+        return self.without_classes(images, files) if self.flat else self.by_class(images, files, folders)
+
+    def without_classes(self, images: list[tuple[str, int]], files: list[tuple[str, int]]) -> Listing:
+        """The images at any depth; `files`: all files."""
+        items = [Item(printable(path), None, (path, size)) for path, size in images]
+        return Listing((), items, len(files) - len(images))
+
+    def by_class(self, images: list[tuple[str, int]], files: list[tuple[str, int]], folders: set[str]) -> Listing:
+        """The images of the classes' sub-folders. Raises DataError."""
+        if any(path == LABELS for path, _ in files):
+            raise DataError(
+                f"INPUT: {self.where} holds {LABELS}, so its sub-folders may be no classes; give --labels "
+                f"{self.where}/{LABELS}, or --unlabelled, or move the file away"
+            )
         self._check_levels([path for path, _ in images])
         ids = sorted({path.split("/")[0] for path, _ in images})
         self._check_classes(ids, folders | {path.rpartition("/")[0] for path, _ in files})
         number = {key: label for label, key in enumerate(ids)}
         items = [Item(printable(path), number[path.split("/")[0]], (path, size)) for path, size in images]
-        return Listing(named(ids, self.names, self.subset), items, others)
+        return Listing(named(ids, self.names, self.subset), items, len(files) - len(images))
 
     def _check_levels(self, paths: list[str]) -> None:
         """Refuse images that are not in CLASS/IMAGE, or, as in tiny-imagenet, all in CLASS/images/IMAGE."""
         if flat := [path for path in paths if "/" not in path]:
             raise DataError(
-                f"INPUT: {len(flat)} images are in {self.folder} itself ({printable(flat[0])}), not in the sub-folder of a "
+                f"INPUT: {len(flat)} images are in {self.where} itself ({printable(flat[0])}), not in the sub-folder of a "
                 "class; move each into its class's sub-folder, give the folder above if this is one class's folder, or "
                 "give --unlabelled"
             )
@@ -97,7 +111,7 @@ class FolderSource:
             return
         deep = next(path for path in paths if path.count("/") > 1)
         raise DataError(
-            f"INPUT: some images of {self.folder} are deeper than the sub-folder of a class ({printable(deep)}); "
+            f"INPUT: some images of {self.where} are deeper than the sub-folder of a class ({printable(deep)}); "
             f"{self._advice(paths)}"
         )
 
@@ -112,20 +126,20 @@ class FolderSource:
             classes["/".join(parts[:-1])].add(parts[-1])
         best = max(sorted(classes), key=lambda root: len(classes[root]))
         if best and len(classes[best]) > 1:
-            return f"give {self.folder}/{printable(best)} as INPUT, which has {len(classes[best])} classes"
+            return f"give {self.where}/{printable(best)} as INPUT, which has {len(classes[best])} classes"
         return "move them up, or away"
 
     def _check_classes(self, ids: list[str], folders: Iterable[str]) -> None:
         """Refuse sub-folders that are no classes, and classes without images."""
         if set(map(str.lower, ids)) <= _PARTS:
             raise DataError(
-                f"INPUT: the sub-folders of {self.folder} ({', '.join(ids)}) are parts of a data set, not classes; give one "
+                f"INPUT: the sub-folders of {self.where} ({', '.join(ids)}) are parts of a data set, not classes; give one "
                 "of them as INPUT"
             )
         empty = {path.split("/")[0] for path in folders if path} - set(ids)
         if empty:
             raise DataError(
-                f"INPUT: the sub-folder {printable(min(empty))} of {self.folder} holds no images ({len(empty)} such "
+                f"INPUT: the sub-folder {printable(min(empty))} of {self.where} holds no images ({len(empty)} such "
                 "sub-folders); complete it, or remove it if it is no class"
             )
 

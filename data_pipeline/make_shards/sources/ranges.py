@@ -1,5 +1,6 @@
 """Files of a folder as Python file objects, also where they are remote, and many of them at a time."""
 
+import errno
 import io
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,10 @@ class RangedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + (0, self.position, self.size)[whence]
+        place = offset + (0, self.position, self.size)[whence]
+        if place < 0:
+            raise OSError(errno.EINVAL, "a place before the file's begin")
+        self.position = place
         return self.position
 
     def tell(self) -> int:
