@@ -54,8 +54,10 @@ _TRANSFERS = 4  # files on their way to or from the store at a time
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class CheckpointConfig:
-    """The YAML's section `checkpoint`: how state is kept. When it is saved is `run.checkpoint_every`."""
+    """The YAML's section `checkpoint`: how state is kept. It is saved every `run.checkpoint_every` iterations as well."""
 
+    every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
+    """Minutes after the last save at which state is saved in any case, however long iterations take; null: never."""
     file_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
     """Size of the files that a checkpoint is split into, in MiB; they travel in parallel."""
     asynchronous: bool = True

@@ -105,6 +105,7 @@ class Saver:
         self._saves = self._failures = 0
         # Those below belong to the training thread.
         self._asked_at = self._iteration_seconds = 0.0
+        self._saved_at = time.monotonic()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="checkpoint-saver", daemon=True)
         self._thread.start()
@@ -118,8 +119,10 @@ class Saver:
         self.close()
 
     def due(self, scheduled: bool, iteration: int) -> bool:
-        """Whether to save now: a save is scheduled (or was postponed) and none is in flight. For every iteration."""
-        now = time.monotonic()
+        """Whether to save now: a save is scheduled (or was postponed), or the last one is `every_minutes` ago, and none is in
+        flight. For every iteration."""
+        now, minutes = time.monotonic(), self._config.every_minutes
+        scheduled = scheduled or (minutes is not None and now - self._saved_at >= 60 * minutes)
         self._iteration_seconds, self._asked_at = (now - self._asked_at if self._asked_at else 0.0), now
         self._warn_of_grace()
         with self._state:
@@ -140,7 +143,7 @@ class Saver:
     def save(self, iteration: int, tensors: Mapping[str, torch.Tensor], info: Mapping[str, Any] | None = None) -> None:
         """Copy the state and return; a thread writes it. Only while `due` is true: one save is in flight at most."""
         self.poll()
-        begun = time.monotonic()
+        self._saved_at = begun = time.monotonic()
         with self._state:
             if self._job is not None:
                 raise RuntimeError(f"the save of iteration {self._job.iteration} is still running")

@@ -88,6 +88,22 @@ def test_what_is_saved_is_the_state_at_the_call(make: Callable[..., tuple[Saver,
     assert status.scalars()["checkpoint/save_seconds"] > 0.0
 
 
+def test_a_save_is_due_so_many_minutes_after_the_last_one(
+    make: Callable[..., tuple[Saver, Gate]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the iterations take: a machine that vanishes costs ten minutes at most."""
+    saver, _ = make()
+    begun = time.monotonic()
+    for minutes, expected in ((9.9, False), (10.1, True)):
+        monkeypatch.setattr(time, "monotonic", lambda minutes=minutes: begun + 60 * minutes)
+        assert saver.due(False, 1) == expected
+    saver.save(1, state(1.0))
+    assert saver.wait(LONG)
+    for minutes, expected in ((15, False), (20.2, True)):
+        monkeypatch.setattr(time, "monotonic", lambda minutes=minutes: begun + 60 * minutes)
+        assert saver.due(False, 2) == expected
+
+
 def test_one_save_in_flight_and_the_next_one_postponed(
     make: Callable[..., tuple[Saver, Gate]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
