@@ -341,14 +341,15 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, only_check: bool = False) -> int:
     """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted, 143 =
-    ended by SIGTERM."""
+    ended by SIGTERM. `only_check`: only whether the command line is right."""
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        manifest = parse(arguments)()
+        work = parse(arguments)
+        manifest = None if only_check else work()
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
