@@ -201,7 +201,8 @@ def open_filesystem(url: str, limits: Limits) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise DataError(f"{redact(url)}: cannot be opened ({redact(str(error))}); check the URL's scheme") from None
+        cure = "install that package" if isinstance(error, ImportError) else "check the URL's scheme"
+        raise DataError(f"{redact(url)}: cannot be opened ({redact(str(error))}); {cure}") from None
     if options:
         fs.retries = 1
     return fs, str(root).rstrip("/")
