@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--real", metavar="SHARDS", help="real images to compare with (default: those that the run was trained on)")
     add(
+        "--validation",
+        metavar="SHARDS",
+        help="real images that choose what a measure must choose, such as parzen's bandwidth (default: some of --real)",
+    )
+    add(
         "--samples",
         type=whole(1),
         help="generated images, the classes in turn (default: 10000; 2000 for accuracy alone)",
@@ -202,6 +207,9 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     needs = union([measure.needs for measure in measures])
     data = _real_data(options.real, trained, needs.classes) if options.real else config.data
     _check_data(data, trained, measures, "--real" if options.real else "data.shards")
+    validation = DataConfig(shards=options.validation) if options.validation else None
+    if validation is not None:
+        _check_data(validation, trained, measures, "--validation")
     channels = config.model.image_channels
     judge_network = (
         open_features(options.classifier, channels, launch.device, "--classifier") if options.classifier else None
@@ -213,7 +221,7 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
             network = judge_network
     judge = open_judge(judge_network, manifest_of(data)) if judge_network and needs.any_judge else None
     cache = options.cache or default_cache()
-    evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real))
+    evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real), validation)
     small_print = {
         "seed": options.seed,
         "labels": f"the {'classes' if isinstance(trained.sampler().conditions, ClassConditions) else 'conditions'} in turn",
@@ -226,6 +234,8 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     networks = [n.identity if n else "" for n in (network, judge_network)]
     fingerprint = manifest_of(data).fingerprint
     about = [str(plan), *networks, fingerprint, str(trained.averaged), options.statistics, str(bool(options.real))]
+    if validation is not None:
+        about.append(manifest_of(validation).fingerprint)
     return _Context(evaluation, small_print | {"settings_digest": combined_digest(*about)[:16]})
 
 

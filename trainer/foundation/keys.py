@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LatentDistribution = Literal["normal", "uniform"]
+LatentDistribution = Literal["normal", "uniform", "unit_uniform"]
 
 
 def key(seed: int, purpose: str, iteration: int = 0, sub_step: int = 0, replica: int = 0) -> int:
@@ -33,10 +33,11 @@ def generator(
 
 
 def draw_latents(source: torch.Generator, count: int, latent_dim: int, distribution: LatentDistribution) -> Tensor:
-    """Latents [count, latent_dim], N(0, 1) or U(-1, 1) (both coded in the official `sample_continuous`)."""
+    """Latents [count, latent_dim], N(0, 1) or U(-1, 1) (both coded in the official `sample_continuous`), or U(0, 1)."""
     if distribution == "normal":
         return torch.randn(count, latent_dim, generator=source)
-    return torch.rand(count, latent_dim, generator=source) * 2 - 1
+    unit = torch.rand(count, latent_dim, generator=source)
+    return unit if distribution == "unit_uniform" else unit * 2 - 1
 
 
 def draw_labels(source: torch.Generator, count: int, classes: int) -> Tensor:

@@ -119,15 +119,17 @@ class LatentSampler:
     conditions: Conditions
     output: str = "image"
     truncation: float | None = None
-    """Entries of N(0, 1) beyond it are drawn again (Brock et al. 2019); U(-1, 1) is scaled by it."""
+    """Entries of N(0, 1) beyond it are drawn again (Brock et al. 2019); a uniform distribution is scaled by it about its
+    centre."""
 
     def draw(self, source: torch.Generator, count: int) -> Tensor:
         """Latents [count, Z] on the CPU. One at a time, the first n of more are the same."""
         z = self.model.latents(source, count)
         if self.truncation is None:
             return z
-        if self.model.latent_distribution == "uniform":
-            return z * self.truncation
+        if self.model.latent_distribution != "normal":
+            centre = 0.5 if self.model.latent_distribution == "unit_uniform" else 0.0
+            return centre + (z - centre) * self.truncation
         while (beyond := z.abs() > self.truncation).any():
             z = torch.where(beyond, torch.randn(z.shape, generator=source), z)
         return z

@@ -51,6 +51,8 @@ class Evaluation:
     cache: Path
     with_real: bool = True
     """Whether the judge's features of all real images may be computed for `Setting.judged` alone."""
+    validation: DataConfig | None = None
+    """Real images that choose what a measure must choose."""
 
     def __post_init__(self) -> None:
         self.needs = union([measure.needs for measure in self.measures])
@@ -73,7 +75,16 @@ class Evaluation:
             self._references = self._references or self._open_references()
         reference, judged = self._references
         setting = Setting(
-            self.plan, self.launch, samples, self.data, self.cache, self.network, self.judge, reference, judged
+            self.plan,
+            self.launch,
+            samples,
+            self.data,
+            self.cache,
+            self.network,
+            self.judge,
+            reference,
+            judged,
+            self.validation,
         )
         measures = [measure(setting) for measure in self.measures]
         seeing = [measure for measure in measures if measure.needs.the_pass or measure.columns]

@@ -12,6 +12,7 @@ from trainer.metrics.intra_fid import IntraFrechet
 from trainer.metrics.kid import Kernel
 from trainer.metrics.ms_ssim import MsSsim
 from trainer.metrics.neighbours import Neighbours
+from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
@@ -28,6 +29,7 @@ MEASURES: list[type[Measure]] = [
     IntraFrechet,
     Neighbours,
     Strips,
+    Parzen,
 ]
 """In the order in which they are measured, recorded and reported."""
 

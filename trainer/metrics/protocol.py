@@ -110,6 +110,8 @@ class Setting:
     reference: Reference | None = None
     """In the main process alone, as the next one."""
     judged: Reference | None = None
+    validation: DataConfig | None = None
+    """Real images that choose what a measure must choose, where --validation gives them."""
 
     @property
     def manifest(self) -> Manifest:

@@ -12,11 +12,14 @@ from trainer.foundation.choices import Choice
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import ModelConfig, NetworkConfig, classifies, couples_samples
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.replicas import replica_passes
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 
-GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig, Choice()]
-DiscriminatorConfig = Annotated[ResNetDiscriminatorConfig | DCGANDiscriminatorConfig, Choice()]
+GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig, Choice()]
+DiscriminatorConfig = Annotated[
+    ResNetDiscriminatorConfig | DCGANDiscriminatorConfig | MaxoutDiscriminatorConfig, Choice()
+]
 
 __all__ = [
     "DiscriminatorConfig",

@@ -1,6 +1,6 @@
 """What the settings of all networks share: the problem they are built for, and what they say of the network."""
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import ConfigDict, Field
@@ -22,8 +22,8 @@ class ModelConfig:
     """Number of classes; 0 makes both networks unconditional."""
     latent_dim: Annotated[int, Field(ge=1)] = 128
     """Length of the latent vector z."""
-    latent_distribution: Literal["normal", "uniform"] = "normal"
-    """z ~ N(0, 1), or U(-1, 1). The official code's default is normal."""
+    latent_distribution: keys.LatentDistribution = "normal"
+    """z ~ N(0, 1), U(-1, 1) (`uniform`) or U(0, 1) (`unit_uniform`). The official code's default is normal."""
 
     def latents(self, source: torch.Generator, count: int) -> Tensor:
         """Latents [count, latent_dim] from a keyed generator on the CPU."""

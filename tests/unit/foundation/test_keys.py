@@ -37,7 +37,9 @@ def test_draws_do_not_touch_the_default_generator() -> None:
 def test_distributions() -> None:
     normal = keys.draw_latents(keys.generator(0, "a"), 1000, 64, "normal")
     uniform = keys.draw_latents(keys.generator(0, "a"), 1000, 64, "uniform")
+    unit = keys.draw_latents(keys.generator(0, "a"), 1000, 64, "unit_uniform")
     labels = keys.draw_labels(keys.generator(0, "b"), 100_000, 10)
+    assert torch.equal(unit * 2 - 1, uniform)
     assert abs(float(normal.mean())) < 0.02
     assert abs(float(normal.std()) - 1) < 0.02
     assert uniform.min() >= -1

@@ -24,6 +24,8 @@ SIZES = {
     "cifar10_projection": (4_304_387, 1_055_104),
     "cifar100_projection": (4_580_867, 1_066_624),
     "cifar10_acgan": (1_593_891, 1_663_883),
+    "mnist28_cgan": (2_413_984, 1_224_351),
+    "fashion28_cgan": (2_413_984, 1_224_351),
     "fashion32_projection": None,
     "fashion32_projection_finetune": None,
     "fashion32_concat": None,

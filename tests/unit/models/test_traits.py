@@ -9,6 +9,7 @@ from trainer.models import ModelConfig, classifies, couples_samples, replica_pas
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.dcgan import ActivationNoise, DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.layers import Convolution
+from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.synchronised import synchronise_norms
 from trainer.models.traits import can_group, can_repeat, draws_inside, moves_state, silent_layers
@@ -18,6 +19,8 @@ GENERATORS = {
     "resnet": ResNetGeneratorConfig(channels=2),
     "resnet, conditional last norm": ResNetGeneratorConfig(channels=2, final_norm="conditional"),
     "dcgan": DCGANGeneratorConfig(),
+    "mlp": MLPGeneratorConfig(),
+    "mlp without draws": MLPGeneratorConfig(dropout=0),
 }
 DISCRIMINATORS = {
     "projection": ResNetDiscriminatorConfig(channels=2),
@@ -27,6 +30,8 @@ DISCRIMINATORS = {
     "dcgan": DCGANDiscriminatorConfig(activation_noise=0.1),
     "dcgan with noise alone": DCGANDiscriminatorConfig(dropout=0, activation_noise=0.1),
     "dcgan without draws": DCGANDiscriminatorConfig(dropout=0),
+    "maxout": MaxoutDiscriminatorConfig(),
+    "maxout without draws": MaxoutDiscriminatorConfig(dropout=0, input_dropout=0),
 }
 
 
