@@ -4,6 +4,7 @@ address, 429 with Retry-After, and 401 for what is gated."""
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ class Hub(ThreadingHTTPServer):
         self.files, self.refusals, self.retry_after, self.gated = files, refusals, retry_after, gated
         self.served = 0
         self.seen: list[str] = []
+        self.refused_at = 0.0
+        self.waits: list[float] = []
+        """Seconds between an answer 429 and the next request for bytes."""
 
     @property
     def url(self) -> str:
@@ -80,8 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server
         if data is None:
             return self._send(404, b"nothing here", {}, body)
+        if body and hub.refused_at:
+            hub.waits.append(time.monotonic() - hub.refused_at)
+            hub.refused_at = 0.0
         if body and hub.refusals > 0:
             hub.refusals -= 1
+            hub.refused_at = time.monotonic()
             return self._send(429, b"slowly", {"Retry-After": hub.retry_after}, body)
         headers = {"Accept-Ranges": "bytes", "ETag": '"1"'}
         if found := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):

@@ -26,10 +26,9 @@ def archive(path: Path) -> bytes:
 def test_a_zip_over_http_with_redirects_and_429(tmp_path: Path) -> None:
     data = archive(tmp_path / "x.zip")
     with hub({"x.zip": data}, refusals=2, retry_after="1") as server:
-        began = time.monotonic()
         assert run("zip", f"{server.url}/files/x.zip", tmp_path / "far", "--size", 16) == 0
-        assert server.refusals == 0
-        assert time.monotonic() - began >= 2  # a longer wait than without Retry-After, which begins with 0.1 s
+        assert len(server.waits) == 2
+        assert min(server.waits) >= 1  # as asked for; without Retry-After the first pause is 0.3 s at most
         assert server.served < len(data) / 10
     assert run("zip", tmp_path / "x.zip", tmp_path / "near", "--size", 16) == 0
     assert contents(tmp_path / "far") == contents(tmp_path / "near")
