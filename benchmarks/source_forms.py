@@ -25,7 +25,7 @@ OPTIONS = ("--samples-per-shard", "500", "--jobs", "1")
 
 
 def photographs(count: int) -> Iterator[bytes]:
-    """JPEGs of 500x375 of the size of ImageNet's, cut from scikit-image's photographs."""
+    """JPEGs of 500x375, ImageNet's usual size in pixels, cut from scikit-image's photographs."""
     import simplejpeg
     import skimage
     from PIL import Image
@@ -103,7 +103,6 @@ def digest(shards: Path) -> str:
 
 def main() -> None:
     import pyarrow.parquet  # noqa: F401  (imports are not what is measured)
-    import webdataset  # noqa: F401
 
     from data_pipeline.make_shards import __main__ as make_shards
 
