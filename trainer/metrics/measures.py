@@ -17,6 +17,7 @@ from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.strips import Strips
+from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -30,6 +31,7 @@ MEASURES: list[type[Measure]] = [
     Neighbours,
     Strips,
     Parzen,
+    Tags,
 ]
 """In the order in which they are measured, recorded and reported."""
 
