@@ -4,9 +4,14 @@ from typing import Annotated
 
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
+from trainer.methods.cyclegan import CycleGANConfig
+from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | TaggingConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[
+    AdversarialConfig | ACGANConfig | CycleGANConfig | SuperResolutionConfig | TaggingConfig,
+    Choice(methods=("build", "check")),
+]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

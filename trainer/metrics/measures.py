@@ -7,6 +7,7 @@ from typing import Any
 from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
 from trainer.metrics.fid import Frechet
+from trainer.metrics.fidelity import Fidelity, PairAccuracy
 from trainer.metrics.inception_score import Inception
 from trainer.metrics.intra_fid import IntraFrechet
 from trainer.metrics.kid import Kernel
@@ -16,6 +17,7 @@ from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
+from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
 from trainer.metrics.tags import Tags
 
@@ -30,6 +32,9 @@ MEASURES: list[type[Measure]] = [
     IntraFrechet,
     Neighbours,
     Strips,
+    Fidelity,
+    PairAccuracy,
+    RoundTrip,
     Parzen,
     Tags,
 ]
