@@ -4,8 +4,9 @@ from typing import Annotated
 
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
+from trainer.methods.sgan import SGANConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | SGANConfig, Choice(methods=("build", "check"))]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

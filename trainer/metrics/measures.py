@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
+from trainer.metrics.classification import Classification
 from trainer.metrics.fid import Frechet
 from trainer.metrics.inception_score import Inception
 from trainer.metrics.intra_fid import IntraFrechet
@@ -30,6 +31,7 @@ MEASURES: list[type[Measure]] = [
     Neighbours,
     Strips,
     Parzen,
+    Classification,
 ]
 """In the order in which they are measured, recorded and reported."""
 

@@ -12,13 +12,31 @@ from trainer.foundation.choices import Choice
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import ModelConfig, NetworkConfig, classifies, couples_samples
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.improved import (
+    ImprovedConvDiscriminatorConfig,
+    ImprovedConvGeneratorConfig,
+    ImprovedMLPDiscriminatorConfig,
+    ImprovedMLPGeneratorConfig,
+)
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.replicas import replica_passes
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 
-GeneratorConfig = Annotated[ResNetGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig, Choice()]
+GeneratorConfig = Annotated[
+    ResNetGeneratorConfig
+    | DCGANGeneratorConfig
+    | MLPGeneratorConfig
+    | ImprovedMLPGeneratorConfig
+    | ImprovedConvGeneratorConfig,
+    Choice(),
+]
 DiscriminatorConfig = Annotated[
-    ResNetDiscriminatorConfig | DCGANDiscriminatorConfig | MaxoutDiscriminatorConfig, Choice()
+    ResNetDiscriminatorConfig
+    | DCGANDiscriminatorConfig
+    | MaxoutDiscriminatorConfig
+    | ImprovedMLPDiscriminatorConfig
+    | ImprovedConvDiscriminatorConfig,
+    Choice(),
 ]
 
 __all__ = [
