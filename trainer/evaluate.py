@@ -221,7 +221,9 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
             network = judge_network
     judge = open_judge(judge_network, manifest_of(data)) if judge_network and needs.any_judge else None
     cache = options.cache or default_cache()
-    evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real), validation)
+    evaluation = Evaluation(
+        measures, plan, launch, data, network, judge, cache, bool(options.real), validation, config.data
+    )
     small_print = {
         "seed": options.seed,
         "labels": f"the {'classes' if isinstance(trained.sampler().conditions, ClassConditions) else 'conditions'} in turn",
@@ -269,11 +271,16 @@ def _check_data(data: DataConfig, trained: Trained, measures: Sequence[type[Meas
             f"--measures: {of_images[0]} looks at images, and this generator's samples are of the kind {sampler.output!r}; "
             "leave it out"
         )
-    for what, ours, theirs in (
-        ("px", model.resolution, manifest.resolution),
-        ("channels", model.image_channels, manifest.channels),
-    ):
-        if ours != theirs and of_images:
+    geometry = (
+        ()
+        if not of_images
+        else (
+            ("px", model.resolution, manifest.resolution),
+            ("channels", model.image_channels, manifest.channels),
+        )
+    )
+    for what, ours, theirs in geometry:
+        if ours != theirs:
             raise SettingError(
                 f"{setting}: the images in {data.shards} have {theirs} {what}, the generator's have {ours}; give shards "
                 "that were made with the settings of the training images"

@@ -22,6 +22,7 @@ from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
 from data_pipeline.make_shards.sources.labels import Labelled
 from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
+from data_pipeline.make_shards.sources.tags import TagsSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.sources.zipped import ZipSource
 from data_pipeline.make_shards.tar_scan import Fields
@@ -39,6 +40,7 @@ SOURCE is one of
   zip         a zip of class folders, or StyleGAN's with dataset.json, read in place
   parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
+  tags        MIR Flickr 25k, or the package openmoji: a picture once for each of its tags, the tags as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -54,6 +56,7 @@ _DEFAULTS = {
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
+    "tags": {"size": 224, "fit": "crop", "encoding": "jpeg"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
 _WRITING = _EVERYWHERE | {
@@ -68,6 +71,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
+    "tags": _WRITING - {"unlabelled"} | {"split", "words", "minimum_pictures"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
@@ -78,6 +82,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar": ("train", "test"),
     "parquet": tuple(parquet.SPLITS),
     "openmoji": tuple(SPLITS),
+    "tags": ("train", "test"),
 }
 """What --split may be for a SOURCE."""
 
@@ -130,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     image.add_argument(
         "--size",
         type=_size,
-        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji)",
+        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji; 224 for tags)",
     )
     image.add_argument(
         "--fit",
@@ -169,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
     )
-    parts = parser.add_argument_group("idx, cifar, parquet and openmoji")
+    parts = parser.add_argument_group("idx, cifar, parquet, openmoji and tags")
     parts.add_argument(
         "--split",
         choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
@@ -178,6 +183,12 @@ def _parser() -> argparse.ArgumentParser:
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
         "--groups", type=_names, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+    )
+    parts.add_argument(
+        "--words", metavar="FILE", help="of tags: word vectors (word2vec or GloVe); tags without one are left out"
+    )
+    parts.add_argument(
+        "--minimum-pictures", type=_positive, help="of tags: training pictures that have a tag of the vocabulary (5)"
     )
     parts.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
@@ -265,6 +276,9 @@ def _source(
             side = max(options.width, options.height)
             style, split = given.style or "colour", given.split or "train"
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
+        case "tags":
+            least, side = given.minimum_pictures or 5, max(options.width, options.height)
+            return TagsSource(folder, split=given.split or "train", words=given.words, least=least, side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
         case "parquet":

@@ -5,8 +5,11 @@ from typing import Annotated
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.sgan import SGANConfig
+from trainer.methods.tagging import TaggingConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | SGANConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[
+    AdversarialConfig | ACGANConfig | SGANConfig | TaggingConfig, Choice(methods=("build", "check"))
+]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

@@ -189,6 +189,15 @@ class FromData(Protocol):
         ...
 
 
+@runtime_checkable
+class Scoring(Protocol):
+    """A sampler whose samples mean words of a vocabulary: the classes of the data."""
+
+    def scores(self, samples: Tensor) -> Tensor:
+        """Float64 [V]: how well each word fits, from samples [n, ...] of one condition; a larger one fits better."""
+        ...
+
+
 def number_of(condition: Tensor) -> int:
     """A number that is part of the keys of a condition's samples: an integer itself, of any other condition a hash."""
     if condition.dim() == 0 and not condition.is_floating_point():

@@ -18,6 +18,7 @@ from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.strips import Strips
+from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -32,6 +33,7 @@ MEASURES: list[type[Measure]] = [
     Strips,
     Parzen,
     Classification,
+    Tags,
 ]
 """In the order in which they are measured, recorded and reported."""
 

@@ -19,14 +19,14 @@ _WINDOW = 10_000  # samples: the shards are read one after another, whatever the
 
 
 class RealChunk(NamedTuple):
-    """50 images; at the end of the data the first are repeated, and only the first `new` count."""
+    """50 samples; at the end of the data the first are repeated, and only the first `new` count."""
 
     ids: Tensor
     """int64 [50]: place of the sample in the shards."""
     labels: Tensor
     """int64 [50]."""
     images: Tensor
-    """uint8 [50, c, h, w]."""
+    """uint8 [50, c, h, w], or where the samples are vectors float32 [50, D]."""
     new: int
 
 
@@ -45,7 +45,8 @@ def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> It
         for number in range(first, chunks_of(samples) if last is None else last):
             ids = torch.from_numpy(stream.sample_ids(number * CHUNK, CHUNK)[0])
             batch = next(stream)
-            pixels = batch.images[0].permute(0, 3, 1, 2).clone()
+            vectors = batch.fields.get("vector")
+            pixels = batch.images[0].permute(0, 3, 1, 2).clone() if vectors is None else vectors[0].clone()
             yield RealChunk(ids, batch.labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
 
 
@@ -59,6 +60,14 @@ def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
     for chunk in real_chunks(settings, 0, chunks_of(wanted)):
         parts.append(chunk.images[: chunk.new])
     return torch.cat(parts)[:wanted]
+
+
+def real_vectors(data: DataConfig) -> tuple[Tensor, Tensor]:
+    """All vectors [N, D] and their classes [N], in the order of seed 0. Raises DataError where there are none."""
+    assert manifest_of(data).vector_length
+    chunks = list(real_chunks(data))
+    parts = [(chunk.images[: chunk.new], chunk.labels[: chunk.new]) for chunk in chunks]
+    return torch.cat([vectors for vectors, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 class RealSamples:
@@ -75,7 +84,8 @@ class RealSamples:
         self._newest: RealChunk | None = None
 
     def __call__(self, numbers: range) -> Tensors:
-        """`image` float32 [n, C, H, W] in [-1, 1] and `class` int64 [n] of the samples `numbers`. Raises DataError."""
+        """`image` float32 [n, C, H, W] in [-1, 1], or `vector` float32 [n, D], and `class` int64 [n] of the samples `numbers`.
+        Raises DataError."""
         self._samples = self._samples or manifest_of(self._data).samples
         images, labels = [], []
         for number in numbers:
@@ -83,7 +93,9 @@ class RealSamples:
             found = self._chunk(chunk)
             images.append(found.images[row])
             labels.append(found.labels[row])
-        return {"image": torch.stack(images).float() / 127.5 - 1.0, "class": torch.stack(labels)}
+        values = torch.stack(images)
+        sample = {"vector": values} if values.is_floating_point() else {"image": values.float() / 127.5 - 1.0}
+        return {**sample, "class": torch.stack(labels)}
 
     def _chunk(self, number: int) -> RealChunk:
         if number != self._number or self._newest is None:

@@ -30,6 +30,8 @@ SIZES = {
     "cifar10_sgan": (4_933_382, 1_406_804),
     "svhn_sgan": (4_933_382, 626_580),
     "fashion32_sgan": None,
+    "mirflickr25k_tagging": (8_744_700, 10_120_901),
+    "emoji_tagging": None,
     "fashion32_projection": None,
     "fashion32_projection_finetune": None,
     "fashion32_concat": None,
@@ -45,11 +47,14 @@ def parameters(network):
 def test_sizes_and_fit(path):
     config = load_config(str(path))
     with torch.device("meta"):
-        sizes = (
-            parameters(config.generator.build(config.model)),
-            parameters(config.discriminator.build(config.model)),
-        )
-    config.objective.build(config.problem())
+        method = config.objective.build(config.problem())
+        if config.generator is None:  # the networks are the method's
+            sizes = tuple(sum(parameters(method.build(name)) for name in names) for names in method.players.values())
+        else:
+            sizes = (
+                parameters(config.generator.build(config.model)),
+                parameters(config.discriminator.build(config.model)),
+            )
     assert path.stem in SIZES, "a new configuration: give its sizes here"
     if SIZES[path.stem]:
         assert sizes == SIZES[path.stem]
