@@ -4,11 +4,14 @@ from typing import Annotated
 
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
+from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.sgan import SGANConfig
+from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | SGANConfig | TaggingConfig, Choice(methods=("build", "check"))
+    AdversarialConfig | ACGANConfig | CycleGANConfig | SGANConfig | SuperResolutionConfig | TaggingConfig,
+    Choice(methods=("build", "check")),
 ]
 """The section `objective`."""
 

@@ -21,7 +21,7 @@ from trainer.foundation.keys import Keys
 from trainer.methods.problem import Problem
 from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
 from trainer.methods.sampling import ClassConditions, LatentSampler
-from trainer.models import ModelConfig, classifies
+from trainer.models import BY_CLASS, ModelConfig, check_signature, classifies
 from trainer.models.weight_norm import start_from
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -49,8 +49,7 @@ class SGANConfig:
     def check(self, problem: Problem) -> None:
         """Raise ValueError, beginning with the setting, where the networks and the form do not fit together."""
         for section, settings in ((GENERATOR, problem.generator), (DISCRIMINATOR, problem.discriminator)):
-            if settings is None:
-                raise ValueError(f"{section}: is missing (not set); give it a value")
+            check_signature(section, settings, BY_CLASS, self.name)
         if not problem.model.classes:
             raise ValueError(f"model.classes: is 0, but objective.name {self.name} trains a classifier; set it")
         if not classifies(problem.discriminator):

@@ -8,6 +8,7 @@ from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
 from trainer.metrics.classification import Classification
 from trainer.metrics.fid import Frechet
+from trainer.metrics.fidelity import Fidelity, PairAccuracy
 from trainer.metrics.inception_score import Inception
 from trainer.metrics.intra_fid import IntraFrechet
 from trainer.metrics.kid import Kernel
@@ -17,6 +18,7 @@ from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
+from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
 from trainer.metrics.tags import Tags
 
@@ -31,6 +33,9 @@ MEASURES: list[type[Measure]] = [
     IntraFrechet,
     Neighbours,
     Strips,
+    Fidelity,
+    PairAccuracy,
+    RoundTrip,
     Parzen,
     Classification,
     Tags,

@@ -1,7 +1,7 @@
 """The real images that samples are compared with, or made of: each once, in an order that does not depend on the launch."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class RealChunk(NamedTuple):
     ids: Tensor
     """int64 [50]: place of the sample in the shards."""
     labels: Tensor
-    """int64 [50]."""
+    """int64 [50]; 0 where the samples have no class."""
     images: Tensor
     """uint8 [50, c, h, w], or where the samples are vectors float32 [50, D]."""
     new: int
@@ -37,7 +37,7 @@ def manifest_of(data: DataConfig) -> Manifest:
 
 def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:
     """The chunks number `first` to `last` (excluded; default: all) of all images, in the order of seed 0."""
-    settings = replace(data, shuffle_window=_WINDOW)
+    settings = replace(data, order="epochs", shuffle_window=_WINDOW)
     with open_stream(
         settings, seed=0, replicas=1, held=[0], sizes=itertools.repeat(CHUNK), first_position=first * CHUNK
     ) as stream:
@@ -47,7 +47,8 @@ def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> It
             batch = next(stream)
             vectors = batch.fields.get("vector")
             pixels = batch.images[0].permute(0, 3, 1, 2).clone() if vectors is None else vectors[0].clone()
-            yield RealChunk(ids, batch.labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
+            labels = batch.labels[0].clone() if stream.manifest.labelled else torch.zeros(CHUNK, dtype=torch.int64)
+            yield RealChunk(ids, labels, pixels, min(CHUNK, samples - number * CHUNK))
 
 
 def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
@@ -105,9 +106,25 @@ class RealSamples:
         return self._newest
 
 
-def bind_data(sampler: Sampler, data: DataConfig) -> Sampler:
-    """The sampler itself, whose conditions can be made of the real samples from now on, where they want it."""
+class _Fields(Mapping[str, Tensors]):
+    """The fields of the samples `numbers` of each source, read where they are looked up."""
+
+    def __init__(self, sources: Mapping[str, RealSamples], numbers: range) -> None:
+        self._sources, self._numbers = sources, numbers
+
+    def __getitem__(self, name: str) -> Tensors:
+        return self._sources[name](self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def bind_data(sampler: Sampler, sources: Mapping[str, DataConfig]) -> Sampler:
+    """The sampler itself, whose conditions can be made of the sources' real samples from now on, where they want it."""
     if isinstance(sampler.conditions, FromData):
-        samples = RealSamples(data)
-        sampler.conditions.bind(lambda numbers: {"data": samples(numbers)})
+        samples = {name: RealSamples(data) for name, data in sources.items()}
+        sampler.conditions.bind(lambda numbers: _Fields(samples, numbers))
     return sampler
