@@ -175,6 +175,16 @@ class Classifying(Protocol):
 
 
 @runtime_checkable
+class Growing(Protocol):
+    """A sampler whose networks grow. What they have grown to becomes part of every record of a measurement."""
+
+    @property
+    def grown(self) -> Mapping[str, float]:
+        """The form of the networks, as in `Turn.form`: {"resolution": 16, "fade": 0.5}."""
+        ...
+
+
+@runtime_checkable
 class FromData(Protocol):
     """Conditions that are made of real samples, for example images to translate.
 
@@ -317,6 +327,19 @@ class Scoring(Protocol):
 
     def scores(self, samples: Tensor) -> Tensor:
         """Float64 [V]: how well each word fits, from samples [n, ...] of one condition; a larger one fits better."""
+        ...
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A sampler that says in words what it sees in a picture."""
+
+    channels: int
+    """Of the pictures: 1 or 3."""
+
+    def describe(self, picture: Tensor, source: torch.Generator, words: int = 10) -> list[str]:
+        """The best words for a picture [C, H, W] in [-1, 1], the best first. `source` is for what has to be drawn. Raises
+        `SettingError`."""
         ...
 
 

@@ -20,6 +20,7 @@ from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
+from trainer.metrics.swd import PatchDistance
 from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
@@ -29,6 +30,7 @@ MEASURES: list[type[Measure]] = [
     PrecisionAndRecall,
     Accuracy,
     Resolutions,
+    PatchDistance,
     MsSsim,
     IntraFrechet,
     Neighbours,

@@ -49,7 +49,7 @@ def test_every_measure_is_published_with_its_small_print(
     assert set(records) == {
         "inception_score", "frechet_distance", "kernel_distance", "precision", "recall", "class_accuracy", "ms_ssim",
         "accuracy_kept_at_lowest_resolution", "accuracy_ms_ssim_correlation", "intra_frechet_distance",
-        "near_copies_pixels", "near_copies_features", "parzen_log_likelihood",
+        "near_copies_pixels", "near_copies_features", "parzen_log_likelihood", "sliced_wasserstein_distance",
     }  # fmt: skip
     for name, record in records.items():
         assert name == "class_accuracy" or name in printed
