@@ -19,6 +19,7 @@ Record = dict[str, Any]
 _INCIDENTAL = {
     "value", "iteration", "state_sha256", "seconds", "when", "device", "processes", "warning", "settings_digest",
     "code_version", "measure", "unit", "better", "classifier", "features",
+    "hardware",
 }  # fmt: skip
 """What may differ between two measurements that can be compared all the same, whatever the measure."""
 
