@@ -6,11 +6,12 @@ from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.pggan import PGGANConfig
+from trainer.methods.sgan import SGANConfig
 from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | CycleGANConfig | PGGANConfig | SuperResolutionConfig | TaggingConfig,
+    AdversarialConfig | ACGANConfig | CycleGANConfig | PGGANConfig | SGANConfig | SuperResolutionConfig | TaggingConfig,
     Choice(methods=("build", "check")),
 ]
 """The section `objective`."""

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +158,19 @@ class Truncating(Protocol):
 
     def truncated(self, bound: float) -> Sampler:
         """The sampler with this bound, which is above 0; what it bounds is the method's."""
+        ...
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A sampler that has a trained classifier as well."""
+
+    described: Mapping[str, Any]
+    """How the classifier is built again: `model` and `network`, each with its settings class as `name`."""
+
+    @property
+    def classifier(self) -> nn.Module:
+        """`head(features(images))` are the class logits [n, K] of images [n, C, H, W] in [-1, 1]."""
         ...
 
 
@@ -314,6 +327,19 @@ class Scoring(Protocol):
 
     def scores(self, samples: Tensor) -> Tensor:
         """Float64 [V]: how well each word fits, from samples [n, ...] of one condition; a larger one fits better."""
+        ...
+
+
+@runtime_checkable
+class Describing(Protocol):
+    """A sampler that says in words what it sees in a picture."""
+
+    channels: int
+    """Of the pictures: 1 or 3."""
+
+    def describe(self, picture: Tensor, source: torch.Generator, words: int = 10) -> list[str]:
+        """The best words for a picture [C, H, W] in [-1, 1], the best first. `source` is for what has to be drawn. Raises
+        `SettingError`."""
         ...
 
 
