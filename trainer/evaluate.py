@@ -28,7 +28,7 @@ from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.foundation.log import to_stdout
 from trainer.foundation.options import number, whole
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
-from trainer.methods.sampling import ClassConditions
+from trainer.methods.sampling import ClassConditions, Growing
 from trainer.metrics.evaluation import Evaluation, Outcome
 from trainer.metrics.features import combined_digest, open_features
 from trainer.metrics.judge import open_judge
@@ -294,8 +294,9 @@ def _measure(options: argparse.Namespace, launch: Launch, trained: Trained, cont
     for network in sampler.networks.values():
         network.to(launch.device)
     outcome = context.evaluation.run(Samples(sampler, options.seed, options.statistics == "batch"))
+    grown = {"grown": dict(sampler.grown)} if isinstance(sampler, Growing) else {}
     if launch.is_main:
-        _report(options, launch, trained, context, outcome)
+        _report(options, launch, trained, _Context(context.evaluation, context.small_print | grown), outcome)
 
 
 def _sampler(trained: Trained, data: DataConfig) -> Sampler:

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
+from trainer.methods.pggan import PGGANConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | PGGANConfig, Choice(methods=("build", "check"))]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]

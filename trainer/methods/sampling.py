@@ -162,6 +162,16 @@ class Truncating(Protocol):
 
 
 @runtime_checkable
+class Growing(Protocol):
+    """A sampler whose networks grow. What they have grown to becomes part of every record of a measurement."""
+
+    @property
+    def grown(self) -> Mapping[str, float]:
+        """The form of the networks, as in `Turn.form`: {"resolution": 16, "fade": 0.5}."""
+        ...
+
+
+@runtime_checkable
 class FromData(Protocol):
     """Conditions that are made of real samples, for example images to translate.
 

@@ -112,8 +112,9 @@ class Reporter:
         seconds = max(time.monotonic() - self._began, 1e-9)
         factor = learning_rate_factor(config.schedule, iteration - 1)
         read = self.real_samples(iteration)
+        rates = {turn.player: turn.rate for turn in reversed(self.method.turns(iteration - 1))}
         values |= {
-            f"learning_rate/{player}": config.optimizer.of(player).learning_rate * factor
+            f"learning_rate/{player}": config.optimizer.of(player).learning_rate * factor * rates.get(player, 1.0)
             for player in self.method.players
         }
         values |= {
