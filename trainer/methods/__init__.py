@@ -5,8 +5,11 @@ from typing import Annotated
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.pggan import PGGANConfig
+from trainer.methods.stylegan import StyleGANConfig
 
-ObjectiveConfig = Annotated[AdversarialConfig | ACGANConfig | PGGANConfig, Choice(methods=("build", "check"))]
+ObjectiveConfig = Annotated[
+    AdversarialConfig | ACGANConfig | PGGANConfig | StyleGANConfig, Choice(methods=("build", "check"))
+]
 """The section `objective`."""
 
 __all__ = ["ObjectiveConfig"]
