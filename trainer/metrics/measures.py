@@ -16,6 +16,7 @@ from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
+from trainer.metrics.sliced_wasserstein import SlicedWasserstein
 from trainer.metrics.strips import Strips
 
 MEASURES: list[type[Measure]] = [
@@ -25,6 +26,7 @@ MEASURES: list[type[Measure]] = [
     PrecisionAndRecall,
     Accuracy,
     Resolutions,
+    SlicedWasserstein,
     MsSsim,
     IntraFrechet,
     Neighbours,

@@ -10,6 +10,7 @@ from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig,
 from trainer.models.dcgan import ActivationNoise, DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.layers import Convolution
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
+from trainer.models.pggan import PGGANGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.synchronised import synchronise_norms
 from trainer.models.traits import can_group, can_repeat, draws_inside, moves_state, silent_layers
@@ -21,6 +22,7 @@ GENERATORS = {
     "dcgan": DCGANGeneratorConfig(),
     "mlp": MLPGeneratorConfig(),
     "mlp without draws": MLPGeneratorConfig(dropout=0),
+    "pggan": PGGANGeneratorConfig(fmap_base=32, fmap_max=4),
 }
 DISCRIMINATORS = {
     "projection": ResNetDiscriminatorConfig(channels=2),
