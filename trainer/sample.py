@@ -171,8 +171,7 @@ def _interpolate(generator: Generator, options: argparse.Namespace) -> Plan:
     """`count` rows per class, each on the way between two latent vectors."""
     chosen, pairs = _chosen(generator, options.classes), 2 * options.count
     drawn = torch.cat([generator.latents(k, pairs, options.seed) for k in chosen])
-    ends = drawn.view(-1, 2, *drawn.shape[1:])
-    latents = between(generator.sampler, ends[:, 0], ends[:, 1], _shares(options.steps, generator.device))
+    latents = between(generator.sampler, drawn[::2], drawn[1::2], _shares(options.steps, generator.device))
     if latents is None:
         raise SettingError("--interpolate: this generator has no latent vectors to go between; leave the option out")
     rows = chosen.repeat_interleave(options.count, 0)

@@ -64,6 +64,11 @@ def check_growing(config: GrowingSettings, problem: Problem) -> None:
                 f"{section}.name: is set, but the networks of objective.name {config.name} are in objective.{section}; "
                 f"leave the section {section} out"
             )
+    if problem.batch.synchronised_norm:
+        raise ValueError(
+            f"batch.synchronised_norm: is true, but the networks of objective.name {config.name} have no batch norm, and "
+            "their minibatch deviation is each replica's; set it to false"
+        )
     if problem.batch.dequantize:
         raise ValueError(
             f"batch.dequantize: is true, but objective.name {config.name} rounds the means of real images to whole "

@@ -3,7 +3,6 @@
 Shapes: n samples, Z latent dimension, W width of w, N layers. A latent row is [Z + 1]: z, and the number of its noise.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -185,12 +184,13 @@ class StyleSampler:
 
 
 def slerp(first: Tensor, last: Tensor, share: Tensor) -> Tensor:
-    """Between the directions of two vectors [..., Z] over the unit sphere, scaled to length sqrt(Z) (White 2016)."""
-    a = first / torch.linalg.vector_norm(first, dim=-1, keepdim=True)
-    b = last / torch.linalg.vector_norm(last, dim=-1, keepdim=True)
+    """From one vector [..., Z] to another: the direction over the unit sphere (White 2016), the length straight."""
+    lengths = [torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (first, last)]
+    a, b = first / lengths[0], last / lengths[1]
     cosine = (a * b).sum(-1, keepdim=True).clamp(-1, 1)
     aside = b - a * cosine
     aside = aside / torch.linalg.vector_norm(aside, dim=-1, keepdim=True).clamp(min=1e-12)
     angle = share * torch.acos(cosine)
-    found: Tensor = math.sqrt(first.shape[-1]) * (a * torch.cos(angle) + aside * torch.sin(angle))
+    length = torch.lerp(lengths[0], lengths[1], share.to(first.dtype))
+    found: Tensor = length * (a * torch.cos(angle) + aside * torch.sin(angle))
     return found

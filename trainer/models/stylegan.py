@@ -9,7 +9,7 @@ channels, K classes, Z latent dimension, W width of w, N layers, r the stage's r
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -281,7 +281,7 @@ class Ending(nn.Module):
             if self.style is not None:
                 scale, offset = self.style(w).view(len(x), 2, -1, 1, 1).unbind(1)
                 x = x * (scale + 1.0) + offset
-            return cast(Tensor, x)
+            return x
 
     @staticmethod
     def _drawn(x: Tensor) -> Tensor:
@@ -306,4 +306,5 @@ class SynthesisBlock(nn.Module):
         """Args: styles [B, 2, W]; noise: two maps [B, 1, s, s], or None."""
         h = self.conv1(x)
         h = self.ending1(blur(h) if self.blur else h, styles[:, 0], noise[0])
-        return self.ending2(self.conv2(h), styles[:, 1], noise[1])
+        images: Tensor = self.ending2(self.conv2(h), styles[:, 1], noise[1])
+        return images

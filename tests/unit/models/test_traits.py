@@ -12,6 +12,7 @@ from trainer.models.layers import Convolution
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.pggan import PGGANGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
+from trainer.models.stylegan import StyleGANGeneratorConfig
 from trainer.models.synchronised import synchronise_norms
 from trainer.models.traits import can_group, can_repeat, draws_inside, moves_state, silent_layers
 
@@ -23,6 +24,7 @@ GENERATORS = {
     "mlp": MLPGeneratorConfig(),
     "mlp without draws": MLPGeneratorConfig(dropout=0),
     "pggan": PGGANGeneratorConfig(fmap_base=32, fmap_max=4),
+    "stylegan": StyleGANGeneratorConfig(fmap_base=32, fmap_max=4, mapping_layers=1, mapping_width=4),
 }
 DISCRIMINATORS = {
     "projection": ResNetDiscriminatorConfig(channels=2),
