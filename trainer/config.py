@@ -140,6 +140,11 @@ class Config:
         """What the method is built for; `terms` are loss terms from outside it."""
         return Problem(self.model, self.batch, self.schedule, self.generator, self.discriminator, terms)
 
+    @property
+    def all_sources(self) -> dict[str, DataConfig]:
+        """The settings of every source, by name."""
+        return {"data": self.data, **self.sources}
+
     def source(self, name: str) -> DataConfig:
         """The settings of a source. Raises `SettingError` if there is no such section."""
         if name == "data":

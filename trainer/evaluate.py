@@ -28,7 +28,7 @@ from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.foundation.log import to_stdout
 from trainer.foundation.options import number, whole
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
-from trainer.methods.sampling import ClassConditions, Growing
+from trainer.methods.sampling import ClassConditions, Growing, directed
 from trainer.metrics.evaluation import Evaluation, Outcome
 from trainer.metrics.features import combined_digest, open_features
 from trainer.metrics.judge import open_judge
@@ -106,6 +106,15 @@ def _parser() -> argparse.ArgumentParser:
         type=whole(1),
         help="generated images, the classes in turn (default: 10000; 2000 for accuracy alone)",
     )
+    add(
+        "--sources",
+        action="append",
+        default=[],
+        metavar="NAME=SHARDS",
+        help="of a generator whose conditions are made of data: other shards than the run's, such as held-out ones; the main "
+        "source is called data",
+    )
+    add("--direction", help="of a generator that has several, for example a_to_b (default: its first)")
     add("--splits", type=whole(1), default=10, help="of the Inception Score (default: 10)")
     add("--seed", type=whole(), default=0, help="of the latents (default: 0)")
     add("--pairs", type=whole(1), default=100, help="of images per class for MS-SSIM (default: 100)")
@@ -221,7 +230,9 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
             network = judge_network
     judge = open_judge(judge_network, manifest_of(data)) if judge_network and needs.any_judge else None
     cache = options.cache or default_cache()
-    evaluation = Evaluation(measures, plan, launch, data, network, judge, cache, bool(options.real), validation)
+    evaluation = Evaluation(
+        measures, plan, launch, data, network, judge, cache, bool(options.real), validation, config.data
+    )
     small_print = {
         "seed": options.seed,
         "labels": f"the {'classes' if isinstance(trained.sampler().conditions, ClassConditions) else 'conditions'} in turn",
@@ -234,6 +245,7 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     networks = [n.identity if n else "" for n in (network, judge_network)]
     fingerprint = manifest_of(data).fingerprint
     about = [str(plan), *networks, fingerprint, str(trained.averaged), options.statistics, str(bool(options.real))]
+    about += [str(options.direction), *sorted(options.sources)] if options.direction or options.sources else []
     if validation is not None:
         about.append(manifest_of(validation).fingerprint)
     return _Context(evaluation, small_print | {"settings_digest": combined_digest(*about)[:16]})
@@ -269,11 +281,16 @@ def _check_data(data: DataConfig, trained: Trained, measures: Sequence[type[Meas
             f"--measures: {of_images[0]} looks at images, and this generator's samples are of the kind {sampler.output!r}; "
             "leave it out"
         )
-    for what, ours, theirs in (
-        ("px", model.resolution, manifest.resolution),
-        ("channels", model.image_channels, manifest.channels),
-    ):
-        if ours != theirs and of_images:
+    geometry = (
+        ()
+        if not of_images
+        else (
+            ("px", model.resolution, manifest.resolution),
+            ("channels", model.image_channels, manifest.channels),
+        )
+    )
+    for what, ours, theirs in geometry:
+        if ours != theirs:
             raise SettingError(
                 f"{setting}: the images in {data.shards} have {theirs} {what}, the generator's have {ours}; give shards "
                 "that were made with the settings of the training images"
@@ -290,7 +307,7 @@ def _check_data(data: DataConfig, trained: Trained, measures: Sequence[type[Meas
 
 def _measure(options: argparse.Namespace, launch: Launch, trained: Trained, context: _Context) -> None:
     """Evaluate one generator; the main process prints and publishes."""
-    sampler = _sampler(trained, context.evaluation.data)
+    sampler = _sampler(options, trained, context.evaluation.data)
     for network in sampler.networks.values():
         network.to(launch.device)
     outcome = context.evaluation.run(Samples(sampler, options.seed, options.statistics == "batch"))
@@ -299,11 +316,25 @@ def _measure(options: argparse.Namespace, launch: Launch, trained: Trained, cont
         _report(options, launch, trained, _Context(context.evaluation, context.small_print | grown), outcome)
 
 
-def _sampler(trained: Trained, data: DataConfig) -> Sampler:
-    """With the names of the real images' classes, where the generator has as many."""
+def _sampler(options: argparse.Namespace, trained: Trained, data: DataConfig) -> Sampler:
+    """With the names of the real images' classes, where the generator has as many; from --sources, in --direction."""
     manifest = manifest_of(data)
     names = ClassNames(manifest.class_names, tuple(entry.id for entry in manifest.classes))
-    return trained.sampler(names if len(manifest.classes) == trained.config.model.classes else NO_NAMES)
+    known = names if len(manifest.classes) == trained.config.model.classes else NO_NAMES
+    sampler = trained.sampler(known, _sources(options, trained))
+    return sampler if options.direction is None else directed(sampler, options.direction)
+
+
+def _sources(options: argparse.Namespace, trained: Trained) -> dict[str, DataConfig]:
+    """The sources that --sources replaces. Raises SettingError."""
+    found = {}
+    for text in options.sources:
+        name, equals, shards = text.partition("=")
+        if not equals or name not in trained.config.all_sources:
+            known = ", ".join(trained.config.all_sources)
+            raise SettingError(f"--sources: is {text!r}; give NAME=SHARDS, with a source of the run ({known})")
+        found[name] = DataConfig(shards=shards)
+    return found
 
 
 def _report(options: argparse.Namespace, launch: Launch, trained: Trained, context: _Context, outcome: Outcome) -> None:

@@ -5,6 +5,8 @@ of gamma and beta step by step at fixed latents, one row per latent vector (the 
 `--interpolate` goes from one latent vector to another within each class; `--sheet` arranges samples as the method knows
 to. Image n of a class depends on the seed, the class and n alone. Samples that are vectors go to samples.npy, and are
 printed one a line.
+
+A generator that makes pictures of pictures takes them from `--source`, a file or a folder: each becomes DIR/NAME.png.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.foundation import keys
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.options import number, whole
@@ -28,9 +31,11 @@ from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import ClassConditions, Mixing, Sheets, between
+from trainer.methods.sampling import ClassConditions, FromPictures, Mixing, Sheets, between, directed, number_of
 from trainer.processes.launch import read_launch
+from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator
+from trainer.trained.sampling import evaluating
 
 DEFAULT_ROWS = 10
 
@@ -43,6 +48,11 @@ def main(arguments: list[str]) -> int:
     device = read_launch(options.device).device
     check_output(options.out, "--out")
     generator = open_generator(options.source, options.iteration, average, device)
+    if options.direction is not None:
+        generator.sampler = directed(generator.sampler, options.direction)
+    if options.pictures is not None:
+        print(_remake(generator, options))
+        return 0
     if options.truncation is not None:
         generator = generator.truncated(options.truncation)
 
@@ -72,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         help='names, identifiers or numbers, e.g. "tabby, 814", or what else the method can read (default: up to ten, '
         "evenly chosen)",
     )
+    add(
+        "--source",
+        dest="pictures",
+        metavar="PICTURES",
+        help="a picture, or a folder of them, of which the generator makes others; of any size that it can take",
+    )
+    add("--direction", help="of a generator that has several, for example a_to_b (default: its first)")
     add(
         "--count",
         type=whole(1),
@@ -116,8 +133,32 @@ def _check(options: argparse.Namespace) -> None:
     if options.sheet and (options.morph or options.interpolate):
         other = "--morph" if options.morph else "--interpolate"
         raise SettingError(f"{other}: does not go together with --sheet or --mix; ask for one after the other")
+    for name in ("classes", "morph", "interpolate", "truncation", "sheet"):
+        if options.pictures is not None and getattr(options, name):
+            raise SettingError(f"--{name}: does not go together with --source; leave one of them out")
     if options.morph and options.classes:
         raise SettingError("--classes: does not go together with --morph, which names its two classes itself")
+
+
+def _remake(generator: Generator, options: argparse.Namespace) -> str:
+    """A picture of each picture of --source, as OUT/NAME.png. Returns what is printed."""
+    sampler = generator.sampler
+    if not isinstance(sampler, FromPictures):
+        raise SettingError("--source: this generator makes no pictures of pictures; leave the option out")
+    files = picture_files(options.pictures, "--source")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for path, picture in read_pictures(files, sampler.channels, "--source"):
+        source = keys.generator(options.seed, "sample", replica=number_of(picture))
+        try:
+            with evaluating(sampler, options.statistics == "batch"), torch.no_grad():
+                made = sampler.remake(picture.to(generator.device), source)
+        except SettingError as error:
+            raise SettingError(f"--source: {path} is {error}") from None
+        write_picture(out / f"{path.stem}.png", made)
+    described = {**vars(options), "training": generator.training}
+    (out / "pictures.json").write_text(json.dumps(described, indent=2) + "\n")
+    return f"{out}/: {len(files)} pictures"
 
 
 class Plan(NamedTuple):
@@ -149,7 +190,8 @@ def _chosen(generator: Generator, text: str | None) -> Tensor:
     else:
         named = list(conditions.evenly(DEFAULT_ROWS))
     if not named:
-        raise SettingError("--classes: names nothing, and this generator has no samples without a condition; name some")
+        option = "--source" if isinstance(generator.sampler, FromPictures) else "--classes"
+        raise SettingError(f"{option}: names nothing, and this generator has no samples without a condition; name some")
     return torch.stack(named)
 
 

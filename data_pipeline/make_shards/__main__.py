@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_pipeline.errors import DataError
+from data_pipeline.make_shards.folders import below, data_sets
 from data_pipeline.make_shards.foreign_shards import Wanted, index_shards
 from data_pipeline.make_shards.images import ImageOptions, ImageSamples
+from data_pipeline.make_shards.options import names_of, part, positive, share, size
 from data_pipeline.make_shards.sources import parquet
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
@@ -22,6 +24,7 @@ from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
 from data_pipeline.make_shards.sources.labels import Labelled
 from data_pipeline.make_shards.sources.openmoji import SPLITS, STYLES, OpenMojiSource
+from data_pipeline.make_shards.sources.tags import TagsSource
 from data_pipeline.make_shards.sources.webdataset import WebDatasetSource
 from data_pipeline.make_shards.sources.zipped import ZipSource
 from data_pipeline.make_shards.tar_scan import Fields
@@ -39,6 +42,7 @@ SOURCE is one of
   zip         a zip of class folders, or StyleGAN's with dataset.json, read in place
   parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
+  tags        MIR Flickr 25k, or the package openmoji: a picture once for each of its tags, the tags as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
 Greys of 12 and 16 bits are scaled to 8; images whose numbers have an unknown range are listed as unreadable.
@@ -54,13 +58,14 @@ _DEFAULTS = {
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
+    "tags": {"size": 224, "fit": "crop", "encoding": "jpeg"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
 _WRITING = _EVERYWHERE | {
     *("size", "fit", "encoding", "quality", "chroma", "minimum_side", "samples_per_shard", "part")
 }
 _MEANINGFUL: dict[str, frozenset[str]] = {
-    "folder": _WRITING | {"grey", "class_names", "subset", "labels", "label_field"},
+    "folder": _WRITING | {"grey", "class_names", "subset", "each", "labels", "label_field"},
     "zip": _WRITING | {"grey", "class_names", "subset", "labels", "label_field"},
     "imagenet": _WRITING | {"grey", "class_names", "subset"},
     "webdataset": _WRITING | {"grey", "class_names", "image_field", "label_field"},
@@ -68,6 +73,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
+    "tags": _WRITING - {"unlabelled"} | {"split", "words", "minimum_pictures"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
 """Options that mean something to a SOURCE."""
@@ -78,41 +84,9 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar": ("train", "test"),
     "parquet": tuple(parquet.SPLITS),
     "openmoji": tuple(SPLITS),
+    "tags": ("train", "test"),
 }
 """What --split may be for a SOURCE."""
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _size(text: str) -> int | tuple[int, int]:
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isascii() and number.isdigit() and int(number) >= 1 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text} is neither a number of pixels nor WIDTHxHEIGHT, as in 128 or 160x96")
-    sides = [int(number) for number in numbers]
-    return sides[0] if len(set(sides)) == 1 else (sides[0], sides[1])
-
-
-def _part(text: str) -> tuple[int, int]:
-    first, slash, last = text.partition("/")
-    if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
-        raise argparse.ArgumentTypeError(f"{text} is not I/N with 1 <= I <= N, as in 3/16")
-    return int(first), int(last)
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     image = parser.add_argument_group("images")
     image.add_argument(
         "--size",
-        type=_size,
-        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji)",
+        type=size,
+        help="side of the samples, or WIDTHxHEIGHT, in pixels (128; 32 for idx and cifar; 64 for openmoji; 224 for tags)",
     )
     image.add_argument(
         "--fit",
@@ -142,10 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     image.add_argument("--quality", type=int, choices=range(1, 101), metavar="1..100", help="of JPEG (95)")
     image.add_argument("--chroma", choices=["444", "422", "420"], help="JPEG's chroma sampling (444)")
-    image.add_argument("--minimum-side", type=_positive, help="exclude images whose shorter side is less (1)")
+    image.add_argument("--minimum-side", type=positive, help="exclude images whose shorter side is less (1)")
     image.add_argument("--grey", action="store_true", help="one channel instead of RGB")
     image.add_argument("--exclude", type=Path, help="a file with one name per line, as in the manifest's report")
-    image.add_argument("--max-unreadable", type=_share, help="share of unreadable images that stops the work (0.01)")
+    image.add_argument("--max-unreadable", type=share, help="share of unreadable images that stops the work (0.01)")
     classes = parser.add_argument_group("classes")
     classes.add_argument("--class-names", type=Path, help="a file with `id name` per line, for all but idx and cifar")
     classes.add_argument(
@@ -162,6 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="the samples have no class; folder then takes the images at any depth of INPUT",
     )
+    classes.add_argument(
+        "--each",
+        action="store_true",
+        help="the sub-folders of INPUT are data sets, such as trainA and trainB: each becomes OUTPUT/NAME",
+    )
     fields = parser.add_argument_group("webdataset, shards, parquet and --labels")
     fields.add_argument(
         "--image-field", metavar="NAME", help="suffix of the member, or column, with the image (default: the only one)"
@@ -169,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
     )
-    parts = parser.add_argument_group("idx, cifar, parquet and openmoji")
+    parts = parser.add_argument_group("idx, cifar, parquet, openmoji and tags")
     parts.add_argument(
         "--split",
         choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
@@ -177,17 +156,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
-        "--groups", type=_names, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+        "--groups", type=names_of, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+    )
+    parts.add_argument(
+        "--words", metavar="FILE", help="of tags: word vectors (word2vec or GloVe); tags without one are left out"
+    )
+    parts.add_argument(
+        "--minimum-pictures", type=positive, help="of tags: training pictures that have a tag of the vocabulary (5)"
     )
     parts.add_argument(
         "--family", choices=sorted(CLASS_NAMES), help="of idx: whose class names (default: known by the files' digest)"
     )
     work = parser.add_argument_group("work")
-    work.add_argument("--samples-per-shard", type=_positive, help="(10000)")
-    work.add_argument("--jobs", type=_positive, help="processes (default: the CPUs this process may use)")
+    work.add_argument("--samples-per-shard", type=positive, help="(10000)")
+    work.add_argument("--jobs", type=positive, help="processes (default: the CPUs this process may use)")
     work.add_argument(
         "--part",
-        type=_part,
+        type=part,
         metavar="I/N",
         help="only every N-th shard from the I-th on, and no manifest; when all parts are written, at the same time or not, "
         "the command without --part writes it",
@@ -239,16 +224,6 @@ def _encoding(given: argparse.Namespace) -> str:
     return str(given.encoding or _DEFAULTS.get(given.source, _PHOTOGRAPHS)["encoding"])
 
 
-def _below(folder: Folder, output: Folder) -> str:
-    """The path of `output` in `folder`; empty where it is not in it. Raises DataError where both are the same."""
-    if (folder.local is None) != (output.local is None):
-        return ""
-    outer, inner = (str(f.root if f.local is None else f.local.resolve()) for f in (folder, output))
-    if outer == inner:
-        raise DataError(f"OUTPUT: {output} is INPUT itself; give another folder")
-    return inner[len(outer) :].strip("/") if inner.startswith(outer.rstrip("/") + "/") else ""
-
-
 def _source(
     given: argparse.Namespace, folder: Folder, output: Folder, names: dict[str, str] | None, options: ImageOptions
 ) -> Source:
@@ -260,11 +235,14 @@ def _source(
         case "cifar":
             return CifarSource(given.input, split=given.split or "train")
         case "imagenet":
-            return imagenet_source(given.input, names, subset=given.subset, skip=_below(folder, output))
+            return imagenet_source(given.input, names, subset=given.subset, skip=below(folder, output))
         case "openmoji":
             side = max(options.width, options.height)
             style, split = given.style or "colour", given.split or "train"
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
+        case "tags":
+            least, side = given.minimum_pictures or 5, max(options.width, options.height)
+            return TagsSource(folder, split=given.split or "train", words=given.words, least=least, side=side)
         case "webdataset":
             return WebDatasetSource(folder, names, fields=fields, labelled=not given.unlabelled)
         case "parquet":
@@ -273,7 +251,7 @@ def _source(
         case "zip":
             return _with_labels(given, ZipSource(given.input, names, flat=flat, subset=given.subset), names)
         case _:
-            skip = _below(folder, output)
+            skip = below(folder, output)
             return _with_labels(given, FolderSource(folder, names, flat=flat, subset=given.subset, skip=skip), names)
 
 
@@ -293,10 +271,20 @@ def _excluded(path: Path | None) -> frozenset[str]:
         raise DataError(f"--exclude: {path} cannot be read ({error}); give a text file in UTF-8") from None
 
 
-def parse(arguments: Sequence[str] | None) -> Callable[[], Manifest | None]:
-    """The work that the command line asks for. Raises DataError, and SystemExit(2) for a wrong command line."""
+def parse(arguments: Sequence[str] | None) -> dict[str, Callable[[], Manifest | None]]:
+    """The work that the command line asks for, by OUTPUT. Raises DataError, and SystemExit(2) for a wrong command line."""
     given = _parser().parse_args(arguments)
     _check_options(given)
+    if not given.each:
+        return {given.output: _work(given)}
+    found: dict[str, Callable[[], Manifest | None]] = {}
+    for name in data_sets(Folder(given.input), Folder(given.output)):
+        places = {side: f"{getattr(given, side).rstrip('/')}/{name}" for side in ("input", "output")}
+        found[places["output"]] = _work(argparse.Namespace(**{**vars(given), **places}))
+    return found
+
+
+def _work(given: argparse.Namespace) -> Callable[[], Manifest | None]:
     folder, output = Folder(given.input), Folder(given.output)
     names = read_class_names(given.class_names) if given.class_names else None
     exclude = _excluded(given.exclude)
@@ -348,7 +336,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        manifest = parse(arguments)()
+        works = parse(arguments)
+        for output, work in works.items():
+            if (manifest := work()) is not None:
+                print((f"{output}: " if len(works) > 1 else "") + _summary(manifest))
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
@@ -358,8 +349,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-    if manifest is not None:
-        print(_summary(manifest))
     return 0
 
 

@@ -3,7 +3,7 @@ has a class; any reader of WebDataset tars understands both."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +26,23 @@ def write_vectors(
     *,
     samples_per_shard: int = 10_000,
     overwrite: bool = False,
+    notice: Mapping[str, str] | None = None,
+    part: bool = False,
 ) -> Manifest:
     """Write float32 vectors [N, D] as shards with indexes and a manifest to a path or an fsspec URL. Raises DataError.
 
     `classes`: the class number of each vector, 0 .. number of classes - 1; None: the vectors have none. `class_names`:
     of all classes; without them a class is called by its number. The files depend on the arguments alone. Vector i
-    has the key `%08d` of i; as with images, neighbours in the array are apart in the shards.
+    has the key `%08d` of i; as with images, neighbours in the array are apart in the shards. `notice`: what the manifest
+    says to whoever has them, such as a licence. `part`: a class may have no vector, because another part of the data
+    has it.
     """
     vectors = _checked(vectors)
-    names = _class_names(len(vectors), classes, class_names)
+    names = _class_names(len(vectors), classes, class_names, part)
     if samples_per_shard < 1:
         raise DataError(f"samples_per_shard: {samples_per_shard} samples make no shard; use 1 or more")
-    samples = _VectorSamples(vectors, None if classes is None else np.asarray(classes), names)
+    labels = None if classes is None else np.asarray(classes)
+    samples = _VectorSamples(vectors, labels, names, tuple((notice or {}).items()), part)
     folder = output if isinstance(output, Folder) else Folder(output)
     manifest = make_shards(
         samples,
@@ -68,7 +73,7 @@ def _checked(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _class_names(
-    samples: int, classes: Sequence[int] | npt.NDArray[np.integer[Any]] | None, class_names: Sequence[str]
+    samples: int, classes: Sequence[int] | npt.NDArray[np.integer[Any]] | None, class_names: Sequence[str], part: bool
 ) -> tuple[str, ...]:
     """Of all classes; none where the vectors have no class. Raises DataError where the arguments do not fit together."""
     if classes is None:
@@ -88,7 +93,7 @@ def _class_names(
         raise DataError(f"classes: holds {wrong}, outside 0..{len(names) - 1}; correct it, or complete class_names")
     if len(names) < 2:
         raise DataError("classes: all vectors have one class; leave `classes` out")
-    if 0 in counts:
+    if 0 in counts and not part:
         raise DataError(f"classes: no vector has the class {names[int(np.argmin(counts))]!r}; correct class_names")
     return names
 
@@ -100,6 +105,8 @@ class _VectorSamples:
     vectors: npt.NDArray[np.float32]
     labels: npt.NDArray[np.integer[Any]] | None
     class_names: tuple[str, ...]
+    notice: tuple[tuple[str, str], ...]
+    part: bool
 
     extension = "npy"
 
@@ -115,7 +122,8 @@ class _VectorSamples:
             Item(str(row), None if self.labels is None else int(self.labels[row]), (row, digest if row == 0 else ""))
             for row in range(len(self.vectors))
         ]
-        return Listing(tuple((name, str(number)) for number, name in enumerate(self.class_names)), items)
+        names = tuple((name, str(number)) for number, name in enumerate(self.class_names))
+        return Listing(names, items, notice=self.notice, part=self.part)
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: what decides the bytes."""

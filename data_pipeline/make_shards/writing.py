@@ -103,6 +103,8 @@ def check_listing(listing: Listing, where: object) -> None:
                 "rename it (convmv mends the names of a whole disk)"
             )
     counts = np.bincount([item.label or 0 for item in listing.items], minlength=len(listing.classes))
+    if listing.part:
+        return
     if np.count_nonzero(counts) < 2:
         raise DataError(
             f"INPUT: all {len(listing.items)} images of {where} belong to one class; a class-conditional model needs two "
@@ -204,7 +206,7 @@ def _unreadable(results: dict[int, ShardResult]) -> list[tuple[str, str]]:
 
 def _manifest(plan: Plan, results: list[ShardResult], content: Content, excluded: int) -> Manifest:
     counts = [sum(result.labels.get(label, 0) for result in results) for label in range(len(plan.listing.classes))]
-    if 0 in counts:
+    if 0 in counts and not plan.listing.part:
         name = plan.listing.classes[counts.index(0)][0]
         raise DataError(f"INPUT: no image of class {name} could be used; see --minimum-side and the unreadable images")
     notes = sum((Counter(result.notes) for result in results), Counter[str]())

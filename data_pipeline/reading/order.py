@@ -15,6 +15,9 @@ Epoch e of N samples is cut into one contiguous segment per replica: replica c o
 (c+1)*N//R). A replica's stream is the endless concatenation of its segments of epoch 0, 1, 2, ..., so position p of
 replica c is found by arithmetic.
 
+An independent order has no epochs: position p of replica c is the sample `mix(h + G * (p + 1)) mod N` of all N, where h
+has the purpose 2, and c in place of the epoch.
+
 A run may read several sources by name. The source `data` is ordered by the run's seed; any other source by the first
 8 bytes, little-endian, of the SHA-256 of the text `SEED NAME`, so two sources of one size do not share a permutation.
 """
@@ -35,7 +38,7 @@ MAIN_SOURCE = "data"
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
-_SAMPLES, _SHARDS = 0, 1
+_SAMPLES, _SHARDS, _INDEPENDENT = 0, 1, 2
 _EPOCHS_KEPT = 3
 
 
@@ -56,10 +59,10 @@ def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x
 
 
-def keys(seed: int, epoch: int, purpose: int, count: int) -> npt.NDArray[np.uint64]:
-    """The sorting keys of items 0 .. count-1: uint64 [count]."""
+def keys(seed: int, epoch: int, purpose: int, count: int, first: int = 0) -> npt.NDArray[np.uint64]:
+    """The keys of items first .. first+count-1: uint64 [count]."""
     h = _mix(_mix(_mix(seed + _GAMMA) + _GAMMA * (epoch + 1)) + _GAMMA * (purpose + 1))
-    x = np.arange(1, count + 1, dtype=np.uint64)
+    x = np.arange(first + 1, first + count + 1, dtype=np.uint64)
     x *= np.uint64(_GAMMA)  # unsigned arrays wrap modulo 2**64, which is what is meant
     x += np.uint64(h)
     return mix(x)
@@ -87,8 +90,12 @@ class Order:
         replicas: int = 1,
         shuffle_window: int | None = None,
         section: str = "data",
+        independent: bool = False,
     ) -> None:
-        """`section`: the settings' section of the source, for errors. Raises DataError."""
+        """`section`: the settings' section of the source, for errors. Raises DataError.
+
+        `independent`: every position is drawn from all samples by itself.
+        """
         self.sizes = np.asarray(shard_sizes, dtype=np.int64)
         self.starts: Ids = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         self.samples = int(self.starts[-1])
@@ -102,6 +109,12 @@ class Order:
             raise DataError(
                 f"{section}.shuffle_window: {self.window} is not a number of samples; use 1 or more, or null"
             )
+        if independent and self.window is not None:
+            raise DataError(
+                f"{section}.shuffle_window: is {self.window}, but {section}.order is independent, which draws from all "
+                "samples; leave one of them out"
+            )
+        self.independent = independent
         self._epochs: OrderedDict[int, Ids] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -134,6 +147,9 @@ class Order:
     def sample_ids(self, replica: int, position: int, count: int) -> Ids:
         """Global ids of the samples at positions [position, position + count) of the replica's stream: int64
         [count]."""
+        if self.independent:
+            drawn = keys(self.seed, replica, _INDEPENDENT, count, position)
+            return (drawn % np.uint64(self.samples)).astype(np.int64)
         begin, end = self.segment(replica)
         length = end - begin
         ids = np.empty(count, dtype=np.int64)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -65,6 +65,9 @@ class DataConfig:
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
     classes: tuple[int | str, ...] | str | None = None
     """Classes to use, by number, id or name, or `split i of n`; null: all. Labels are numbered anew."""
+    order: Literal["epochs", "independent"] = "epochs"
+    """`epochs`: every sample once in each epoch. `independent`: each sample is drawn from all of them by itself, so that some
+    come twice before others come once."""
     shuffle_window: Annotated[int, Field(ge=1)] | None = None
     """Samples that are shuffled among each other; null: the whole epoch is one uniform permutation."""
     cache_dir: str | None = None
@@ -299,6 +302,7 @@ def open_stream(
         replicas=replicas,
         shuffle_window=config.shuffle_window,
         section=section,
+        independent=config.order == "independent",
     )
     holder = Folder(manifest.base, limits) if manifest.base else folder
     shards: Shards

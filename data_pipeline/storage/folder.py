@@ -144,6 +144,16 @@ class Folder:
         files = [str(entry["name"]) for entry in found if entry["type"] == "file"]
         return sorted(path.rsplit("/", 1)[-1] for path in files if not path.endswith("/"))
 
+    def folders(self) -> list[str]:
+        """The names of the folders that are directly in the folder, sorted. Raises DataError."""
+        if self.local is not None:
+            with self._errors(""):
+                return sorted(entry.name for entry in os.scandir(self.local) if entry.is_dir())
+        found = self.remote.call(str(self), "ls", self.root, detail=True)
+        return sorted(
+            str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found if entry["type"] == "directory"
+        )
+
     def remove(self, name: str) -> None:
         """Remove one file, by its exact name; no name is a pattern. One that is gone is passed over. Raises
         DataError."""

@@ -165,7 +165,7 @@ def plain_for(settings: Settings) -> Settings:
 
 def small_form(tree: dict[str, Any]) -> Settings:
     """What is changed in a configuration so that it trains in a second: sizes and places, as little else as can be."""
-    model, side = tree["model"], tree["model"]["resolution"]
+    model, side = tree["model"], min(tree["model"]["resolution"], 128)
     images = f"{side}x{model.get('image_channels', 3)}"
     settings: Settings = {
         "run.dir": "run",
@@ -181,9 +181,18 @@ def small_form(tree: dict[str, Any]) -> Settings:
         "batch.generated_per_replica": 3,
         "model.latent_dim": 16,
         "model.classes": CLASSES,
-        "schedule.discriminator_steps": min(2, tree["schedule"]["discriminator_steps"]),
+        "schedule.discriminator_steps": min(2, tree["schedule"].get("discriminator_steps", 1)),
         "schedule.stages": short_stages(tree["schedule"]["stages"]),
     }
+    settings |= {f"sources.{name}.shards": f"shards/{images}" for name in tree.get("sources", {})}
+    if not model.get("classes", 1):
+        settings["model.classes"] = 0
+    if side < model["resolution"]:
+        settings["model.resolution"] = side
+    if "load_size" in tree["objective"]:
+        settings |= {"objective.load_size": side + side // 8, "objective.pool": 1}
+    if "blocks" in tree["generator"]:
+        settings["generator.blocks"] = 1
     asked = tree["data"].get("classes")
     if asked is not None:
         kept = "split 1 of 2" if isinstance(asked, str) else [1, 2, 3]
@@ -197,7 +206,7 @@ def small_form(tree: dict[str, Any]) -> Settings:
         settings |= {f"discriminator.{key}": tree["discriminator"][key] for key in ("dropout", "activation_noise")}
     else:
         settings["discriminator.channels"] = 8 if side == 32 else 4
-        if tree["discriminator"]["conditioning"]["name"] == "concat":
+        if tree["discriminator"].get("conditioning", {}).get("name") == "concat":
             settings["discriminator.conditioning.dimension"] = 8
     if "classifier_loss" in tree:
         settings |= {"run.initialize_from": "base@1", "classifier_loss.begin": 1, "classifier_loss.until": ITERATIONS}

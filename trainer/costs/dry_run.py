@@ -85,6 +85,8 @@ def _memory(config: Config, launch: Launch, parameters: int, method: Method) -> 
     lines = [
         f"weights, gradients and the optimizers' moments ({launch.strategy}, {launch.world_size} processes): {state:,.0f} MiB"
     ]
+    if each := memory_bytes(config):
+        lines.append(f"what the method remembers: {held} x {each / MIB:,.1f} MiB (replicas x each)")
     try:
         costs = [count(config, config.speed, launch.device, launch.precision, iteration) for iteration in ends]
         kept = held * max(cost.activations for cost in costs) / MIB
@@ -106,6 +108,13 @@ def state_bytes(parameters: int, strategy: str, world_size: int) -> float:
     return parameters * (whole + divided / world_size)
 
 
+def memory_bytes(config: Config) -> int:
+    """Bytes of what the method remembers of one replica."""
+    with torch.device("meta"):
+        remembered = config.objective.build(config.problem()).memory(0)
+    return sum(value.numel() * value.element_size() for value in remembered.values())
+
+
 def _traffic(config: Config, launch: Launch, method: Method, parameters: Mapping[str, int]) -> list[str]:
     batch, model, turns = config.batch, config.model, method.turns(0)
     reduced = 4 * sum(parameters[turn.player] for turn in turns) / MIB
@@ -113,8 +122,10 @@ def _traffic(config: Config, launch: Launch, method: Method, parameters: Mapping
     read = batch.replicas * sum(sum(turn.reads.values()) for turn in turns)
     pixels = read * model.resolution**2 * model.image_channels / MIB
     state = 12 * sum(parameters.values()) / MIB
+    remembered = batch.replicas * memory_bytes(config) / MIB
+    more = f", and {remembered:,.0f} MiB that the method remembers" if remembered else ""
     return [
         f"gradients: {reduced * share:,.0f} MiB sent by each process per iteration (ring reduction of {reduced:,.0f} MiB)",
         f"decoded images: {pixels:,.1f} MiB per iteration over all processes",
-        f"one checkpoint: {state:,.0f} MiB (fp32 weights and two moments)",
+        f"one checkpoint: {state + remembered:,.0f} MiB (fp32 weights and two moments{more})",
     ]

@@ -4,11 +4,21 @@ from typing import Annotated
 
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
+from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.pggan import PGGANConfig
 from trainer.methods.stylegan import StyleGANConfig
+from trainer.methods.superresolution import SuperResolutionConfig
+from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | PGGANConfig | StyleGANConfig, Choice(methods=("build", "check"))
+    AdversarialConfig
+    | ACGANConfig
+    | CycleGANConfig
+    | PGGANConfig
+    | StyleGANConfig
+    | SuperResolutionConfig
+    | TaggingConfig,
+    Choice(methods=("build", "check")),
 ]
 """The section `objective`."""
 

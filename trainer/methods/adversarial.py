@@ -20,7 +20,7 @@ from trainer.methods.terms.classes import ClassTerm
 from trainer.methods.terms.losses import LOSSES, LossName
 from trainer.methods.terms.penalty_terms import NoPenaltyConfig, PenaltyConfig
 from trainer.methods.terms.term import Seen, Term
-from trainer.models import classifies, couples_samples
+from trainer.models import BY_CLASS, check_signature, classifies, couples_samples
 from trainer.models.conditioning import DiscriminatorOutput
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
@@ -45,8 +45,7 @@ class _LossSettings:
     def check(self, problem: Problem) -> None:
         """Raise ValueError, beginning with the setting, where the networks and the loss do not fit together."""
         for section, settings in ((GENERATOR, problem.generator), (DISCRIMINATOR, problem.discriminator)):
-            if settings is None:
-                raise ValueError(f"{section}: is missing (not set); give it a value")
+            check_signature(section, settings, BY_CLASS, getattr(self, "name", type(self).__name__))
         assert problem.discriminator is not None
         self.check_classifier(classifies(problem.discriminator) and problem.model.classes > 0)
         if self.passes == "joint" and couples_samples(problem.discriminator):

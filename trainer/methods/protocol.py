@@ -187,3 +187,12 @@ class Method(Protocol):
     def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
         """The sampler of the networks of `shown`."""
         ...
+
+
+@runtime_checkable
+class ChecksMemory(Protocol):
+    """A method that can tell whether what it remembers is of this experiment."""
+
+    def check_memory(self, seed: int, iteration: int, replica: int, memory: Tensors) -> None:
+        """Raise `CheckpointError` unless a replica may remember this before `iteration` of a run with this seed."""
+        ...

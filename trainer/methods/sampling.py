@@ -237,8 +237,139 @@ class FromData(Protocol):
     def bind(self, real: Callable[[range], Mapping[str, Tensors]]) -> None:
         """From now on `evenly` and `in_turn` may ask `real` for samples by number: the fields of each source, on the CPU.
 
-        The numbers may be beyond the last sample; the order then begins again.
+        The numbers may be beyond the last sample; the order then begins again. A source is read where its fields are looked
+        up.
         """
+        ...
+
+
+@runtime_checkable
+class FromPictures(Protocol):
+    """A sampler that makes a picture of a picture, of any size that its networks can take."""
+
+    channels: int
+    """Of the pictures: 1 or 3."""
+
+    def remake(self, picture: Tensor, source: torch.Generator) -> Tensor:
+        """Of a picture [C, H, W] in [-1, 1], on the networks' device, another one [C, H', W'], at least float32.
+
+        `source` is for what has to be drawn. Raises `SettingError`, beginning with the size, for one that cannot
+        be taken: "3x3 px, too small ...".
+        """
+        ...
+
+
+@runtime_checkable
+class Directed(Protocol):
+    """A sampler that can work in several directions."""
+
+    directions: tuple[str, ...]
+    """Their names. The first is the sampler's own."""
+
+    def towards(self, direction: str) -> Sampler:
+        """The sampler of one of these directions."""
+        ...
+
+
+def directed(sampler: Sampler, direction: str) -> Sampler:
+    """The sampler of a direction. Raises `SettingError`, beginning with --direction."""
+    if not isinstance(sampler, Directed):
+        raise SettingError("--direction: this generator has only one; leave the option out")
+    if direction not in sampler.directions:
+        raise SettingError(f"--direction: is {direction!r}; give {' or '.join(sampler.directions)}")
+    return sampler.towards(direction)
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A sampler of images from images, whose data may have the images that should come out."""
+
+    def partners(self, numbers: range) -> Tensor:
+        """What the samples with these numbers should be: images [n, C, H, W] in [-1, 1]. Raises `SettingError`."""
+        ...
+
+    def labels(self, numbers: range) -> Tensor:
+        """The classes of these samples in the source `data`, int64 [n]."""
+        ...
+
+    def baselines(self, conditions: Tensor, side: int | None = None) -> Mapping[str, Tensor]:
+        """Images that are made of conditions without learning, by name: at the samples' size, or at `side` px."""
+        ...
+
+
+@runtime_checkable
+class ThereAndBack(Protocol):
+    """A sampler whose networks can also return from its samples to the conditions."""
+
+    def there_and_back(self, conditions: Tensor, noise: Tensor) -> Tensor:
+        """What becomes of images [n, C, H, W], with noise of this shape on the samples between."""
+        ...
+
+
+@runtime_checkable
+class Strips(Protocol):
+    """A sampler that has more to show in a training's grid than samples by condition."""
+
+    def strips(self, count: int) -> tuple[Tensor, list[str]]:
+        """About `count` rows of images [rows, columns, C, H, W] in [-1, 1], and each row's caption."""
+        ...
+
+
+@dataclass
+class PictureConditions:
+    """Conditions that are images [C, H, W] in [-1, 1] of a source. They come from data alone."""
+
+    model: ModelConfig
+    source: str = "data"
+    real: Callable[[range], Mapping[str, Tensors]] | None = None
+
+    def bind(self, real: Callable[[range], Mapping[str, Tensors]]) -> None:
+        """Take the images from `real`."""
+        self.real = real
+
+    def parse(self, text: str) -> Tensor:
+        """Nothing can be named. Raises `SettingError`."""
+        raise SettingError(
+            f"classes: {text!r} names no image, and this generator makes images of images; give --source"
+        )
+
+    def evenly(self, count: int) -> Tensor:
+        """The first `count` images; none without data."""
+        side = self.model.resolution
+        return self.in_turn(range(count)) if self.real else torch.empty(0, self.model.image_channels, side, side)
+
+    def in_turn(self, numbers: range) -> Tensor:
+        """The images with these numbers at the networks' size. Raises `SettingError` without data."""
+        if self.real is None:
+            raise SettingError(
+                "classes: this generator makes images of images, of which an export has none; give --source"
+            )
+        return resized(self.real(numbers)[self.source]["image"], self.model.resolution)
+
+    def field(self, name: str, numbers: range, source: str | None = None) -> Tensor:
+        """A field of the samples with these numbers, of this source or another. Raises `SettingError` without data."""
+        if self.real is None:
+            raise SettingError("--source: an export has no images of its own; give some")
+        return self.real(numbers)[source or self.source][name]
+
+    def caption(self, condition: Tensor) -> str:
+        """Nothing: the image is to be seen."""
+        return ""
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images [n, C, H, W] in [-1, 1] at `side` x `side`: bicubic, antialiased where they shrink."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A sampler whose samples mean words of a vocabulary: the classes of the data."""
+
+    def scores(self, samples: Tensor) -> Tensor:
+        """Float64 [V]: how well each word fits, from samples [n, ...] of one condition; a larger one fits better."""
         ...
 
 

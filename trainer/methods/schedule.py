@@ -78,8 +78,30 @@ class ExponentialRate:
         return f"divided by {self.divisor:g} in every iteration, not below {self.floor:g} of it"
 
 
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class LinearStepsRate:
+    """Towards 0 in equal steps, one an epoch, as PyTorch's LambdaLR does when it is stepped once an epoch."""
+
+    name: Literal["linear_steps"] = "linear_steps"
+    every: Annotated[int, Field(ge=1)]
+    """Iterations of one step: an epoch."""
+    steps: Annotated[int, Field(ge=1)]
+    """Steps from the full rate to 0."""
+    first: Annotated[int, Field(ge=0)] = 1
+    """Steps that are taken at the stage's first iteration."""
+
+    def factor(self, done: int, length: int) -> float:
+        """max(0, 1 - (first + whole epochs) / steps)."""
+        return max(0.0, 1.0 - (self.first + done // self.every) / self.steps)
+
+    def words(self, until: int) -> str:
+        """The law in words."""
+        return f"1 / {self.steps:,} of it less every {self.every:,} iterations, {self.first:,} at once"
+
+
 RateLaw = Annotated[
-    ConstantRate | LinearToZeroRate | ExponentialRate, Choice(methods=("factor", "words"), names_alone=True)
+    ConstantRate | LinearToZeroRate | ExponentialRate | LinearStepsRate,
+    Choice(methods=("factor", "words"), names_alone=True),
 ]
 """A stage's learning-rate law. To add one: its settings, and its name in this union."""
 
@@ -92,7 +114,7 @@ class Stage:
     """The first iteration that no longer belongs to the stage."""
     learning_rate: RateLaw = ConstantRate()
     """`constant`; `linear_to_zero`, from the full rate at the stage's first iteration to 0 at `until`; or a section with
-    `name: exponential`, `divisor` and `floor`."""
+    `name: exponential`, `divisor` and `floor`, or with `name: linear_steps`, `every`, `steps` and `first`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)

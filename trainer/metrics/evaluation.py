@@ -53,6 +53,8 @@ class Evaluation:
     """Whether the judge's features of all real images may be computed for `Setting.judged` alone."""
     validation: DataConfig | None = None
     """Real images that choose what a measure must choose."""
+    trained_on: DataConfig | None = None
+    """What the run reads as `data`; None: the same as the real images."""
 
     def __post_init__(self) -> None:
         self.needs = union([measure.needs for measure in self.measures])
@@ -85,6 +87,7 @@ class Evaluation:
             reference,
             judged,
             self.validation,
+            trained_on=self.trained_on,
         )
         measures = [measure(setting) for measure in self.measures]
         seeing = [measure for measure in measures if measure.needs.the_pass or measure.columns]

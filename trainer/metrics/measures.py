@@ -7,6 +7,7 @@ from typing import Any
 from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
 from trainer.metrics.fid import Frechet
+from trainer.metrics.fidelity import Fidelity, PairAccuracy
 from trainer.metrics.inception_score import Inception
 from trainer.metrics.intra_fid import IntraFrechet
 from trainer.metrics.kid import Kernel
@@ -16,8 +17,10 @@ from trainer.metrics.parzen import Parzen
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
-from trainer.metrics.sliced_wasserstein import SlicedWasserstein
+from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
+from trainer.metrics.swd import PatchDistance
+from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
     Inception,
@@ -26,12 +29,16 @@ MEASURES: list[type[Measure]] = [
     PrecisionAndRecall,
     Accuracy,
     Resolutions,
-    SlicedWasserstein,
+    PatchDistance,
     MsSsim,
     IntraFrechet,
     Neighbours,
     Strips,
+    Fidelity,
+    PairAccuracy,
+    RoundTrip,
     Parzen,
+    Tags,
 ]
 """In the order in which they are measured, recorded and reported."""
 

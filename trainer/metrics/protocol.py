@@ -112,6 +112,8 @@ class Setting:
     judged: Reference | None = None
     validation: DataConfig | None = None
     """Real images that choose what a measure must choose, where --validation gives them."""
+    trained_on: DataConfig | None = None
+    """What the run reads as `data`; None: the same as `data`."""
 
     @property
     def manifest(self) -> Manifest:

@@ -33,7 +33,8 @@ class ModelConfig:
 class NetworkConfig(Protocol):
     """The settings of a network. They build what they name.
 
-    A discriminator's settings also say `classifies` and `couples_samples` (below), as attributes or properties.
+    A discriminator's settings also say `classifies` and `couples_samples` (below), as attributes or properties. Settings of a
+    network that is not called as trainer/models/__init__.py has it say how: `signature`.
     """
 
     def build(self, model: ModelConfig) -> nn.Module:
@@ -50,3 +51,26 @@ def couples_samples(config: object) -> bool:
     """Whether what the discriminator says of a sample depends on the others of its pass. Settings that do not say it: it
     does, so real and generated samples are kept in separate passes."""
     return bool(getattr(config, "couples_samples", True))
+
+
+BY_CLASS = "class"
+"""The signature of most networks: G(latents, labels), D(images, labels)."""
+
+
+def check_signature(section: str, config: object, wanted: str, objective: str) -> None:
+    """Raise ValueError unless the network of the section (`generator`, `discriminator`) is called as the objective calls it.
+
+    A signature is a word that a method and the networks that fit it agree on. Settings that say none are `BY_CLASS`.
+    """
+    if config is None:
+        raise ValueError(f"{section}: is missing (not set); give it a value")
+    found = getattr(config, "signature", BY_CLASS)
+    if found != wanted:
+        name = getattr(config, "name", type(config).__name__)
+        raise ValueError(
+            f"{section}.name: {name} takes {_TAKEN.get(found, found)}, but objective.name {objective} gives its {section} "
+            f"{_TAKEN.get(wanted, wanted)}; choose another {section}, or another objective"
+        )
+
+
+_TAKEN = {BY_CLASS: "a class", "image": "images alone", "small image": "small images"}

@@ -67,8 +67,11 @@ class Player:
             self._partition()
 
     def _reduced(self, module: nn.Module, speed: SpeedConfig) -> nn.Module:
-        """The network under DDP. Each network has its own, since every pass must reach all parameters that will move."""
+        """The network under DDP. Each network has its own, since every pass must reach all parameters that will move.
+        A network without parameters stays as it is."""
         launch = self.launch
+        if not any(True for _ in module.parameters()):
+            return module
         # Buffers are not synchronised: what a pass changes does not depend on the process (models/replicas.py).
         network = DistributedDataParallel(
             module,

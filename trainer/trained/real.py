@@ -1,7 +1,7 @@
 """The real images that samples are compared with, or made of: each once, in an order that does not depend on the launch."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ _WINDOW = 10_000  # samples: the shards are read one after another, whatever the
 
 
 class RealChunk(NamedTuple):
-    """50 images; at the end of the data the first are repeated, and only the first `new` count."""
+    """50 samples; at the end of the data the first are repeated, and only the first `new` count."""
 
     ids: Tensor
     """int64 [50]: place of the sample in the shards."""
     labels: Tensor
-    """int64 [50]."""
+    """int64 [50]; 0 where the samples have no class."""
     images: Tensor
-    """uint8 [50, c, h, w]."""
+    """uint8 [50, c, h, w], or where the samples are vectors float32 [50, D]."""
     new: int
 
 
@@ -37,7 +37,7 @@ def manifest_of(data: DataConfig) -> Manifest:
 
 def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:
     """The chunks number `first` to `last` (excluded; default: all) of all images, in the order of seed 0."""
-    settings = replace(data, shuffle_window=_WINDOW)
+    settings = replace(data, order="epochs", shuffle_window=_WINDOW)
     with open_stream(
         settings, seed=0, replicas=1, held=[0], sizes=itertools.repeat(CHUNK), first_position=first * CHUNK
     ) as stream:
@@ -45,8 +45,10 @@ def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> It
         for number in range(first, chunks_of(samples) if last is None else last):
             ids = torch.from_numpy(stream.sample_ids(number * CHUNK, CHUNK)[0])
             batch = next(stream)
-            pixels = batch.images[0].permute(0, 3, 1, 2).clone()
-            yield RealChunk(ids, batch.labels[0].clone(), pixels, min(CHUNK, samples - number * CHUNK))
+            vectors = batch.fields.get("vector")
+            pixels = batch.images[0].permute(0, 3, 1, 2).clone() if vectors is None else vectors[0].clone()
+            labels = batch.labels[0].clone() if stream.manifest.labelled else torch.zeros(CHUNK, dtype=torch.int64)
+            yield RealChunk(ids, labels, pixels, min(CHUNK, samples - number * CHUNK))
 
 
 def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
@@ -59,6 +61,14 @@ def images_of_class(data: DataConfig, label: int, count: int) -> Tensor:
     for chunk in real_chunks(settings, 0, chunks_of(wanted)):
         parts.append(chunk.images[: chunk.new])
     return torch.cat(parts)[:wanted]
+
+
+def real_vectors(data: DataConfig) -> tuple[Tensor, Tensor]:
+    """All vectors [N, D] and their classes [N], in the order of seed 0. Raises DataError where there are none."""
+    assert manifest_of(data).vector_length
+    chunks = list(real_chunks(data))
+    parts = [(chunk.images[: chunk.new], chunk.labels[: chunk.new]) for chunk in chunks]
+    return torch.cat([vectors for vectors, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 class RealSamples:
@@ -75,7 +85,8 @@ class RealSamples:
         self._newest: RealChunk | None = None
 
     def __call__(self, numbers: range) -> Tensors:
-        """`image` float32 [n, C, H, W] in [-1, 1] and `class` int64 [n] of the samples `numbers`. Raises DataError."""
+        """`image` float32 [n, C, H, W] in [-1, 1], or `vector` float32 [n, D], and `class` int64 [n] of the samples `numbers`.
+        Raises DataError."""
         self._samples = self._samples or manifest_of(self._data).samples
         images, labels = [], []
         for number in numbers:
@@ -83,7 +94,9 @@ class RealSamples:
             found = self._chunk(chunk)
             images.append(found.images[row])
             labels.append(found.labels[row])
-        return {"image": torch.stack(images).float() / 127.5 - 1.0, "class": torch.stack(labels)}
+        values = torch.stack(images)
+        sample = {"vector": values} if values.is_floating_point() else {"image": values.float() / 127.5 - 1.0}
+        return {**sample, "class": torch.stack(labels)}
 
     def _chunk(self, number: int) -> RealChunk:
         if number != self._number or self._newest is None:
@@ -93,9 +106,25 @@ class RealSamples:
         return self._newest
 
 
-def bind_data(sampler: Sampler, data: DataConfig) -> Sampler:
-    """The sampler itself, whose conditions can be made of the real samples from now on, where they want it."""
+class _Fields(Mapping[str, Tensors]):
+    """The fields of the samples `numbers` of each source, read where they are looked up."""
+
+    def __init__(self, sources: Mapping[str, RealSamples], numbers: range) -> None:
+        self._sources, self._numbers = sources, numbers
+
+    def __getitem__(self, name: str) -> Tensors:
+        return self._sources[name](self._numbers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+def bind_data(sampler: Sampler, sources: Mapping[str, DataConfig]) -> Sampler:
+    """The sampler itself, whose conditions can be made of the sources' real samples from now on, where they want it."""
     if isinstance(sampler.conditions, FromData):
-        samples = RealSamples(data)
-        sampler.conditions.bind(lambda numbers: {"data": samples(numbers)})
+        samples = {name: RealSamples(data) for name, data in sources.items()}
+        sampler.conditions.bind(lambda numbers: _Fields(samples, numbers))
     return sampler

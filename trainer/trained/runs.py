@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from torch import nn
 
+from data_pipeline.reading.stream import DataConfig
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.config import Config, config_from_tree
 from trainer.foundation.errors import CheckpointError
@@ -69,9 +70,10 @@ class Trained:
     info: dict[str, Any]
     """What the checkpoint's manifest also says, such as the names of the classes."""
 
-    def sampler(self, classes: ClassNames = NO_NAMES) -> Sampler:
-        """The sampler of these networks; conditions from data come from the run's own."""
-        return bind_data(method_of(Recipe.of(self.config)).sampler(self.networks, classes), self.config.data)
+    def sampler(self, classes: ClassNames = NO_NAMES, sources: Mapping[str, DataConfig] | None = None) -> Sampler:
+        """The sampler of these networks. Conditions from data come from the run's own sources, or from these in their place."""
+        made = method_of(Recipe.of(self.config)).sampler(self.networks, classes)
+        return bind_data(made, {**self.config.all_sources, **(sources or {})})
 
 
 def load_trained(run: str, iteration: int | None = None, average: bool | None = None) -> Trained:

@@ -89,7 +89,7 @@ class Keeper:
             tensors: dict[str, Tensor] | None = state.tensors()  # every process: a strategy may have to gather
         else:
             tensors = restored.tensors if restored else None
-        state.load(share_from_main(self.launch, tensors if self.launch.is_main else None))
+        state.load(share_from_main(self.launch, tensors if self.launch.is_main else None), iteration)
         return iteration
 
     def take_over(self) -> bool:

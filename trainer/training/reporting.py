@@ -13,6 +13,7 @@ from trainer.foundation.errors import NonFinite
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.places import samples_before
 from trainer.methods.protocol import ClassNames, Method, Sampler
+from trainer.methods.sampling import Strips
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.metrics.health import Warned
@@ -21,7 +22,7 @@ from trainer.players.player import Player
 from trainer.processes.launch import Launch, held_description, sum_over_processes
 from trainer.telemetry.board import Telemetry
 from trainer.trained.real import bind_data
-from trainer.trained.sampling import samples_of
+from trainer.trained.sampling import evaluating, samples_of
 from trainer.training.draws import Source
 from trainer.training.iteration import Scalars
 from trainer.training.state import State
@@ -139,11 +140,19 @@ class Reporter:
     def _sampler(self, state: State) -> Sampler:
         classes = self.manifest.classes
         names = ClassNames(self.manifest.class_names, tuple(entry.id for entry in classes))
-        return bind_data(self.method.sampler(state.sampled, names), self.config.data)
+        return bind_data(self.method.sampler(state.sampled, names), self.config.all_sources)
 
     def grid(self, iteration: int, state: State) -> None:
-        """A grid from fixed latents, one row per condition (of up to ten, evenly chosen), in evaluation mode."""
+        """A grid from fixed latents, one row per condition (of up to ten, evenly chosen), in evaluation mode.
+
+        A sampler that has strips of its own to show has these instead.
+        """
         sampler = self._sampler(state)
+        if self.telemetry is not None and isinstance(sampler, Strips):
+            with evaluating(sampler), torch.no_grad():
+                strips, names = sampler.strips(GRID_ROWS)
+            self.telemetry.grid(iteration, to_uint8(strips.flatten(0, 1)).view(strips.shape), names)
+            return
         chosen = sampler.conditions.evenly(GRID_ROWS)
         if self.telemetry is None or sampler.output != "image" or not len(chosen):
             return

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.foundation import keys
 from trainer.foundation.errors import CheckpointError, SettingError
-from trainer.methods.protocol import Method, Tensors
+from trainer.methods.protocol import ChecksMemory, Method, Tensors
 from trainer.methods.terms import guidance
 from trainer.models.synchronised import synchronise_norms
 from trainer.players import ema
@@ -36,6 +36,7 @@ class State:
     def __init__(self, config: Config, method: Method, launch: Launch) -> None:
         """Raises `SettingError` where launch and method do not go together."""
         self.launch, self.replicas = launch, config.batch.replicas
+        self._method, self._seed = method, config.run.seed
         modules = {
             network: _built(method, network, config.run.seed) for nets in method.players.values() for network in nets
         }
@@ -96,8 +97,11 @@ class State:
             **{f"{MEMORY}{name}": self._gathered(name) for name in self._memory_like},
         }
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave; raises `CheckpointError` by name if it does not fit, or if something is left."""
+    def load(self, tensors: Mapping[str, Tensor], iteration: int | None = None) -> None:
+        """Take over what `tensors` gave; raises `CheckpointError` by name if it does not fit, or if something is left.
+
+        iteration: where the run resumes, so that the method can check what it remembers; None: it does not.
+        """
         left = sorted(name for name in tensors if not self._takes(name))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
@@ -119,6 +123,10 @@ class State:
         remembered = {name.removeprefix(MEMORY): value for name, value in tensors.items() if name.startswith(MEMORY)}
         expected = {name: value.expand(self.replicas, *value.shape) for name, value in self._memory_like.items()}
         check_names(expected, remembered, "memory")
+        if iteration is not None and isinstance(self._method, ChecksMemory):
+            for replica in range(self.replicas):  # every process checks them all, so all say the same
+                rows = {name: value[replica] for name, value in remembered.items()}
+                self._method.check_memory(self._seed, iteration, replica, rows)
         for replica in self.memory:
             self.memory[replica] = {
                 name: value[replica].to(self.launch.device, copy=True) for name, value in remembered.items()

@@ -44,6 +44,8 @@ class Listing(NamedTuple):
     shards together. 0: each can be read alone."""
     notice: tuple[tuple[str, str], ...] = ()
     """What whoever has the samples must know, by name: licence, attribution. It goes into the manifest's options."""
+    part: bool = False
+    """The samples are a part of the data whose classes these are; a class may have none."""
 
 
 class Source(Protocol):

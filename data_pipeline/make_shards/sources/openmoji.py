@@ -77,7 +77,7 @@ def read_emoji(folder: Folder, groups: Sequence[str] = ()) -> list[Emoji]:
         if row["skintone"] or row["group"] not in wanted:
             continue
         code = row["hexcode"]
-        drawing = _read_drawing(folder, "colour", code)
+        drawing = read_drawing(folder, "colour", code)
         if {colour.lower() for colour in _COLOUR.findall(drawing.decode(errors="replace"))} <= _PLAIN:
             continue
         texts = [row["annotation"], *row["tags"].split(","), *row["openmoji_tags"].split(",")]
@@ -105,7 +105,8 @@ def _read_list(folder: Folder) -> list[dict[str, Any]]:
 _KEYS = ("hexcode", "group", "annotation", "tags", "openmoji_tags", "skintone")
 
 
-def _read_drawing(folder: Folder, style: str, code: str) -> bytes:
+def read_drawing(folder: Folder, style: str, code: str) -> bytes:
+    """The vector graphic of an emoji. Raises DataError."""
     try:
         return folder.read(f"{STYLES[style]}/{code}.svg")
     except FileError as error:
@@ -170,4 +171,4 @@ class OpenMojiSource:
     def image(self, item: Item) -> Image.Image:
         """Draw one item. Raises DataError where the package or the renderer is missing, ValueError where this drawing
         is damaged."""
-        return draw(_read_drawing(self.folder, self.style, str(item.where[0])), self.side)
+        return draw(read_drawing(self.folder, self.style, str(item.where[0])), self.side)

@@ -7,6 +7,7 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.settings import validate
 from trainer.methods.schedule import (
     ExponentialRate,
+    LinearStepsRate,
     LinearToZeroRate,
     ScheduleConfig,
     Stage,
@@ -82,3 +83,27 @@ def test_a_law_that_is_none_is_a_sentence(law: object, sentence: str) -> None:
     with pytest.raises(SettingError) as raised:
         validate(ScheduleConfig, {"stages": [{"until": 2, "learning_rate": law}]}, {})
     assert str(raised.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("constant", "steps", "first", "factors"),
+    [  # of the last epoch at the full rate, of epochs 101, 150 and 200 of 200
+        (100, 101, 1, (1.0, 100 / 101, 51 / 101, 1 / 101)),
+        (99, 101, 1, (1.0, 99 / 101, 50 / 101, 0.0)),
+        (100, 100, 0, (1.0, 1.0, 0.51, 0.01)),
+    ],
+    ids=["PyTorch until 2020", "PyTorch since then", "Lua"],
+)
+def test_translations_rate_falls_by_epochs_as_the_public_codes_do(
+    constant: int, steps: int, first: int, factors: tuple[float, ...]
+) -> None:
+    epoch = 7
+    law = LinearStepsRate(every=epoch, steps=steps, first=first)
+    schedule = ScheduleConfig(stages=(Stage(until=constant * epoch), Stage(until=200 * epoch, learning_rate=law)))
+    for number, factor in zip((constant, 101, 150, 200), factors, strict=True):
+        for within in (0, epoch - 1):  # constant in an epoch
+            found = learning_rate_factor(schedule, (number - 1) * epoch + within)
+            assert found == pytest.approx(factor, abs=1e-12), number
+    assert describe(schedule, 200 * epoch, 2e-4)[1].endswith(
+        f"1 / {steps} of it less every 7 iterations, {first} at once"
+    )

@@ -16,6 +16,7 @@ from trainer.models.pggan import (
     PGGANGeneratorConfig,
     Widths,
 )
+from trainer.models.traits import couples_samples, draws_inside, moves_state, silent_layers
 
 OFFICIAL = {  # resolution: parameters of G and D, all RGB layers, colour, no classes
     4: (6_556_163, 6_561_793),
@@ -171,6 +172,16 @@ def test_classes_are_part_of_the_input_and_their_weights_mix() -> None:
     first = alone.double()._input(z, y)
     torch.testing.assert_close(first[:, :8].square().mean(1), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-6)
     assert torch.equal(first[:, 8:], code)
+
+
+def test_the_networks_say_what_they_do() -> None:
+    generator, discriminator = small(8, 3)
+    for network in (generator, discriminator):
+        assert silent_layers(network) == []
+        assert not draws_inside(network)
+    assert [type(layer).__name__ for layer in generator.modules() if moves_state(layer)] == ["Reached"]
+    assert not any(moves_state(layer) for layer in discriminator.modules())
+    assert couples_samples(discriminator)
 
 
 def test_noise_multiplies_the_inputs_of_the_layers() -> None:

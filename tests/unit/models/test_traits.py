@@ -10,7 +10,6 @@ from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig,
 from trainer.models.dcgan import ActivationNoise, DCGANDiscriminatorConfig, DCGANGeneratorConfig
 from trainer.models.layers import Convolution
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
-from trainer.models.pggan import PGGANGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
 from trainer.models.stylegan import StyleGANGeneratorConfig
 from trainer.models.synchronised import synchronise_norms
@@ -23,7 +22,6 @@ GENERATORS = {
     "dcgan": DCGANGeneratorConfig(),
     "mlp": MLPGeneratorConfig(),
     "mlp without draws": MLPGeneratorConfig(dropout=0),
-    "pggan": PGGANGeneratorConfig(fmap_base=32, fmap_max=4),
     "stylegan": StyleGANGeneratorConfig(fmap_base=32, fmap_max=4, mapping_layers=1, mapping_width=4),
 }
 DISCRIMINATORS = {

@@ -117,7 +117,7 @@ class Numbers:
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"a": self.held}
 
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load(self, tensors: dict[str, torch.Tensor], iteration: int | None = None) -> None:
         self.held = tensors["a"]
 
 

@@ -109,3 +109,17 @@ def test_golden_keys() -> None:
 def test_more_replicas_than_samples() -> None:
     with pytest.raises(DataError, match=r"batch\.replicas: 5 replicas cannot share the 4 samples of data\.shards"):
         Order([2, 2], seed=0, replicas=5)
+
+
+def test_an_independent_order_draws_every_position_by_itself() -> None:
+    order = Order([60, 40], seed=3, replicas=2, independent=True)
+    whole = [order.sample_ids(replica, 0, 20_000) for replica in (0, 1)]
+    assert order.sample_ids(1, 7_000, 3).tolist() == whole[1][7_000:7_003].tolist()
+    assert [ids[:5].tolist() for ids in whole] == [[75, 83, 45, 14, 65], [52, 58, 8, 65, 5]]  # for ever
+    for ids in whole:
+        counts = np.bincount(ids, minlength=100)
+        assert np.sum((counts - 200) ** 2 / 200) < 150  # chi square of 99 degrees: 150 is beyond 0.9993
+        assert len(set(ids[:100].tolist())) < 75  # a permutation has 100, independent draws about 63
+    assert np.mean(whole[0] == whole[1]) < 0.02
+    with pytest.raises(DataError, match=r"^data\.shuffle_window: is 5, but data\.order is independent"):
+        Order([60, 40], seed=3, shuffle_window=5, independent=True)

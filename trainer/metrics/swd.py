@@ -84,7 +84,7 @@ def distance(first: Tensor, second: Tensor, source: torch.Generator) -> float:
     return float(torch.stack(found).mean())
 
 
-class SlicedWasserstein(Measure):
+class PatchDistance(Measure):
     """Of the samples and as many real images; grey ones are taken as three equal channels."""
 
     name, meaning = "swd", "sliced Wasserstein distance of Laplacian pyramids"

@@ -11,7 +11,7 @@ import torch
 from trainer import evaluate
 from trainer.config import load_config
 from trainer.metrics.records import read_records
-from trainer.metrics.sliced_wasserstein import distance, doubled, halved, levels_of, patches, pyramid
+from trainer.metrics.swd import distance, doubled, halved, levels_of, patches, pyramid
 from trainer.processes.launch import read_launch
 from trainer.training.loop import train
 
