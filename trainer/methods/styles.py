@@ -60,6 +60,7 @@ class StyleSampler:
     """So many first layers are truncated; None: all."""
     psi: float = 1.0
     output: str = "image"
+    spaces: Sequence[str] = ("z", "w")
     sheets: Mapping[str, str] = field(
         default_factory=lambda: {
             "truncation": f"a row per sample, truncated by psi = {', '.join(f'{psi:g}' for psi in PSIS)}",
@@ -98,6 +99,17 @@ class StyleSampler:
         """Over the sphere in z, with the noise of `first`."""
         z = slerp(first[:, None, :-1], last[:, None, :-1], shares[:, None])
         return torch.cat([z, first[:, None, -1:].expand(-1, len(shares), -1)], 2)
+
+    def on_path(self, space: str, latents: Tensor, conditions: Tensor, shares: Tensor) -> Tensor:
+        """Over the sphere in z, straight in w, never truncated; all have the noise of the first latent."""
+        first, last, share = latents[:, 0, :-1], latents[:, 1, :-1], shares[:, None]
+        if space == "z":
+            w = self.mapped(slerp(first, last, share), conditions)
+        else:
+            w = torch.lerp(self.mapped(first, conditions), self.mapped(last, conditions), share)
+        noise = self.noise(latents[:1, 0, -1])
+        expanded = None if noise is None else [part.expand(len(w), -1, -1, -1) for part in noise]
+        return self.network.synthesised(self.spread(w, 1.0), noise=expanded)
 
     def mapped(self, z: Tensor, conditions: Tensor) -> Tensor:
         """z [n, Z] -> w [n, W]."""
