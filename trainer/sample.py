@@ -6,7 +6,8 @@ of gamma and beta step by step at fixed latents, one row per latent vector (the 
 to. Image n of a class depends on the seed, the class and n alone. Samples that are vectors go to samples.npy, and are
 printed one a line.
 
-A generator that makes pictures of pictures takes them from `--source`, a file or a folder: each becomes DIR/NAME.png.
+A generator that makes pictures of pictures takes them from `--source`, a file or a folder: each becomes DIR/NAME.png. A
+generator of words prints a line of words for each.
 """
 
 import argparse
@@ -31,7 +32,16 @@ from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
 from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import ClassConditions, FromPictures, Mixing, Sheets, between, directed, number_of
+from trainer.methods.sampling import (
+    ClassConditions,
+    Describing,
+    FromPictures,
+    Mixing,
+    Sheets,
+    between,
+    directed,
+    number_of,
+)
 from trainer.processes.launch import read_launch
 from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator
@@ -51,7 +61,8 @@ def main(arguments: list[str]) -> int:
     if options.direction is not None:
         generator.sampler = directed(generator.sampler, options.direction)
     if options.pictures is not None:
-        print(_remake(generator, options))
+        work = _describe if isinstance(generator.sampler, Describing) else _remake
+        print(work(generator, options))
         return 0
     if options.truncation is not None:
         generator = generator.truncated(options.truncation)
@@ -86,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--source",
         dest="pictures",
         metavar="PICTURES",
-        help="a picture, or a folder of them, of which the generator makes others; of any size that it can take",
+        help="a picture, or a folder of them, of any size that the generator can take: it makes others of them, or gives the "
+        "best --count words for each",
     )
     add("--direction", help="of a generator that has several, for example a_to_b (default: its first)")
     add(
@@ -161,6 +173,22 @@ def _remake(generator: Generator, options: argparse.Namespace) -> str:
     return f"{out}/: {len(files)} pictures"
 
 
+def _describe(generator: Generator, options: argparse.Namespace) -> str:
+    """The words for each picture of --source, also in OUT/words.json. Returns what is printed."""
+    sampler = generator.sampler
+    assert isinstance(sampler, Describing)
+    files, found = picture_files(options.pictures, "--source"), {}
+    for path, picture in read_pictures(files, sampler.channels, "--source"):
+        source = keys.generator(options.seed, "sample", replica=number_of(picture))
+        with evaluating(sampler):
+            found[path.name] = sampler.describe(picture.to(generator.device), source, options.count)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    described = {"words": found, **vars(options), "training": generator.training}
+    (out / "words.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    return "\n".join(f"{name}: {', '.join(words)}" for name, words in found.items())
+
+
 class Plan(NamedTuple):
     """What is sampled."""
 
@@ -190,7 +218,7 @@ def _chosen(generator: Generator, text: str | None) -> Tensor:
     else:
         named = list(conditions.evenly(DEFAULT_ROWS))
     if not named:
-        option = "--source" if isinstance(generator.sampler, FromPictures) else "--classes"
+        option = "--source" if isinstance(generator.sampler, FromPictures | Describing) else "--classes"
         raise SettingError(f"{option}: names nothing, and this generator has no samples without a condition; name some")
     return torch.stack(named)
 

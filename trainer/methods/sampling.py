@@ -373,6 +373,19 @@ class Scoring(Protocol):
         ...
 
 
+@runtime_checkable
+class Describing(Protocol):
+    """A sampler that says in words what it sees in a picture."""
+
+    channels: int
+    """Of the pictures: 1 or 3."""
+
+    def describe(self, picture: Tensor, source: torch.Generator, words: int = 10) -> list[str]:
+        """The best words for a picture [C, H, W] in [-1, 1], the best first. `source` is for what has to be drawn. Raises
+        `SettingError`."""
+        ...
+
+
 def number_of(condition: Tensor) -> int:
     """A number that is part of the keys of a condition's samples: an integer itself, of any other condition a hash."""
     if condition.dim() == 0 and not condition.is_floating_point():

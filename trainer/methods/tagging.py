@@ -7,6 +7,7 @@ network without parameters, so that the state, and an export, holds them.
 Shapes: B samples of one replica, F features of an image, D numbers of a word vector, V words of the vocabulary.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
@@ -29,6 +30,8 @@ from trainer.models import ModelConfig
 from trainer.models.tagging import TagDiscriminator, TagGenerator, WordTable
 
 GENERATOR, DISCRIMINATOR, WORDS = "generator", "discriminator", "words"
+DRAWS = 100
+"""Vectors of an image that vote for its words."""
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Range = Annotated[float, Field(gt=0)]
@@ -280,8 +283,19 @@ class TagSampler:
     network: str | None
     """The classifier whose features the networks know."""
     output: str = "vector"
-    channels: int = 3
-    """Of the pictures that are described."""
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures that are described. Raises `SettingError` without a classifier."""
+        return self._classifier.image_channels
+
+    @functools.cached_property
+    def _classifier(self) -> Classifier:
+        if self.network is None:
+            raise SettingError(
+                "objective.network: is not set, so pictures have no features; name the classifier that made the data's"
+            )
+        return _classifier(self.network)
 
     def draw(self, source: torch.Generator, count: int) -> Tensor:
         """Latents [count, Z] on the CPU. One at a time, the first n of more are the same."""
@@ -308,18 +322,18 @@ class TagSampler:
         return vectors
 
     @torch.no_grad()
-    def describe(self, picture: Tensor, source: torch.Generator, samples: int = 100, words: int = 10) -> list[str]:
-        """The words for a picture [C, H, W] in [-1, 1], best first. Raises `SettingError` without a classifier or names."""
-        if self.network is None:
-            raise SettingError(
-                "objective.network: is not set, so pictures have no features; name the classifier that made them"
-            )
+    def describe(self, picture: Tensor, source: torch.Generator, words: int = 10) -> list[str]:
+        """The words for a picture [C, H, W] in [-1, 1], of its centred square, best first: by the votes of 100 vectors
+        (section 4.2). Raises `SettingError` without a classifier or names."""
         if not self.names:
             raise SettingError("classes: the names of the tags are not known; sample a run whose shards can be read")
-        features = _classifier(self.network).to(picture.device).features(picture[None]).float()
-        latents = self.draw(source, samples).to(picture.device)
-        scores = self.scores(self.sample(latents, features.expand(samples, -1)))
-        return [self.names[number] for number in scores.topk(min(words, len(self.names))).indices.tolist()]
+        side = min(picture.shape[1:])
+        top, left = ((length - side) // 2 for length in picture.shape[1:])
+        square = picture[None, :, top : top + side, left : left + side]
+        features = self._classifier.to(picture.device).features(square)
+        made = self.sample(self.draw(source, DRAWS).to(features), features.expand(DRAWS, -1))
+        best = self.scores(made).topk(min(words, len(self.names))).indices
+        return [self.names[number] for number in best.tolist()]
 
 
 def _classifier(name: str) -> Classifier:

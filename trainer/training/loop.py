@@ -1,7 +1,7 @@
 """The only training loop."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.selection import select_classes
-from data_pipeline.reading.stream import open_stream
+from data_pipeline.reading.stream import Stream, open_stream
 from trainer.config import Config, as_yaml, check_launch, section_of
 from trainer.foundation.arithmetic import Arithmetic, set_arithmetic, slowness
 from trainer.foundation.errors import NonFinite, SettingError
@@ -177,10 +177,10 @@ def _begin(
         start = keeper.resume(state)
         stage.resume(state)
         with ExitStack() as opened:
-            sources = {
-                name: opened.enter_context(open_source(config, method, name, launch, start))
-                for name in sources_of(method)
-            }
+            sources: dict[str, Source] = {}
+            for name in sources_of(method):
+                others = [source.stream for source in sources.values()]
+                sources[name] = opened.enter_context(open_source(config, method, name, launch, start, others))
             keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
             check_state(launch, keeper.fingerprints, state.players)
             if keeper.take_over():
@@ -206,8 +206,10 @@ def _shards(config: Config, name: str) -> Shards:
 
 
 @contextmanager
-def open_source(config: Config, method: Method, name: str, launch: Launch, start: int) -> Iterator[Source]:
-    """A source whose stream is at the first batch of iteration `start`."""
+def open_source(
+    config: Config, method: Method, name: str, launch: Launch, start: int, others: Sequence[Stream] = ()
+) -> Iterator[Source]:
+    """A source whose stream is at the first batch of iteration `start`. `others`: the run's streams that are open."""
     settings, replicas = config.source(name), config.batch.replicas
     with open_stream(
         settings,
@@ -217,6 +219,7 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
         held=launch.held_replicas(replicas),
         sizes=batches_from(method, name, start),
         first_position=samples_before(method, name, start),
+        others=others,
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
 

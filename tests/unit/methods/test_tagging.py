@@ -279,6 +279,9 @@ def test_what_cannot_be_sampled_says_so(tmp_path: Path) -> None:
         sampler.conditions.in_turn(range(2))
     with pytest.raises(SettingError, match=r"'cat' names no image"):
         sampler.conditions.parse("cat")
+    with pytest.raises(SettingError, match=r"^classes: the names of the tags are not known"):
+        sampler.describe(picture, source)
+    sampler.names = ("a", "b", "c", "d")
     with pytest.raises(SettingError, match=r"^objective\.network: is not set"):
         sampler.describe(picture, source)
 
