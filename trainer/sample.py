@@ -31,17 +31,10 @@ from trainer.foundation.options import number, whole
 from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.paths import between
 from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import (
-    ClassConditions,
-    Describing,
-    FromPictures,
-    Mixing,
-    Sheets,
-    between,
-    directed,
-    number_of,
-)
+from trainer.methods.sampling import ClassConditions, Describing, FromPictures, Mixing, directed, number_of
+from trainer.methods.sheets import Sheets
 from trainer.processes.launch import read_launch
 from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator

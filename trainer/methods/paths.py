@@ -1,4 +1,4 @@
-"""Ways between two latents on which images change little by little: what path lengths are measured on."""
+"""Ways from one latent to another: what interpolations show, and what path lengths are measured on."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -7,7 +7,28 @@ import torch
 from torch import Tensor
 
 from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import between
+
+
+@runtime_checkable
+class Interpolating(Protocol):
+    """A sampler with its own way from one latent vector to another. Those of other samplers are straight."""
+
+    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
+        """Latents [n, s, ...] on the ways from `first` [n, ...] to `last` [n, ...]; `shares` [s] go from 0 to 1."""
+        ...
+
+
+def between(sampler: Sampler, first: Tensor, last: Tensor, shares: Tensor) -> Tensor | None:
+    """Latents [n, s, ...] on the ways from `first` [n, ...] to `last` [n, ...]; `shares` [s] go from 0 to 1.
+
+    None for a sampler whose latents are no vectors.
+    """
+    if not first.numel() or not first.is_floating_point():
+        return None
+    if isinstance(sampler, Interpolating):
+        return sampler.between(first, last, shares)
+    share = shares.view(1, -1, *[1] * (first.dim() - 1))
+    return (1 - share) * first[:, None] + share * last[:, None]
 
 
 @runtime_checkable

@@ -8,9 +8,9 @@ Shapes: n samples, K classes, Z entries of a latent vector.
 
 import difflib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -162,58 +162,6 @@ class Truncating(Protocol):
 
     def truncated(self, bound: float) -> Sampler:
         """The sampler with this bound; what it bounds is the method's. Raises `SettingError` for an impossible one."""
-        ...
-
-
-@runtime_checkable
-class Interpolating(Protocol):
-    """A sampler with its own way from one latent vector to another. Those of other samplers are straight."""
-
-    def between(self, first: Tensor, last: Tensor, shares: Tensor) -> Tensor:
-        """Latents [n, s, ...] on the ways from `first` [n, ...] to `last` [n, ...]; `shares` [s] go from 0 to 1."""
-        ...
-
-
-def between(sampler: Sampler, first: Tensor, last: Tensor, shares: Tensor) -> Tensor | None:
-    """Latents [n, s, ...] on the ways from `first` [n, ...] to `last` [n, ...]; `shares` [s] go from 0 to 1.
-
-    None for a sampler whose latents are no vectors.
-    """
-    if not first.numel() or not first.is_floating_point():
-        return None
-    if isinstance(sampler, Interpolating):
-        return sampler.between(first, last, shares)
-    share = shares.view(1, -1, *[1] * (first.dim() - 1))
-    return (1 - share) * first[:, None] + share * last[:, None]
-
-
-class Sheet(NamedTuple):
-    """An arrangement of images that shows what a method can do."""
-
-    rows: Sequence[str]
-    """The rows' captions."""
-    columns: Sequence[str]
-    """What the columns are."""
-    sampler: Sampler
-    """Of the cells. It need not draw: its latents come with the sheet."""
-    latents: Tensor
-    """[rows * columns, ...]."""
-    conditions: Tensor
-    """[rows * columns, ...]."""
-
-
-@runtime_checkable
-class Sheets(Protocol):
-    """A sampler with sheets."""
-
-    sheets: Mapping[str, str]
-    """Their names, and what each shows."""
-
-    def sheet(self, name: str, latents: Tensor, conditions: Tensor, steps: int) -> Sheet:
-        """The sheet of this name, of latents [k, count, ...] for k conditions [k, ...]; `steps` from one end to another.
-
-        Raises `SettingError` for too few latents.
-        """
         ...
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainer.foundation import keys
 from trainer.foundation.errors import SettingError
 from trainer.methods.protocol import Conditions
-from trainer.methods.sampling import Sheet
+from trainer.methods.sheets import Sheet
 from trainer.models.config import ModelConfig
 from trainer.models.growing import Stage
 from trainer.models.stylegan import StyleGANGenerator, layers_at

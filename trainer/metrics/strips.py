@@ -7,8 +7,9 @@ from torch import Tensor
 from trainer.foundation import keys
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.paths import between
 from trainer.methods.protocol import Sampler
-from trainer.methods.sampling import Mixing, between
+from trainer.methods.sampling import Mixing
 from trainer.metrics.protocol import Measure
 from trainer.trained.sampling import samples_of
 

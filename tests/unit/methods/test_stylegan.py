@@ -12,9 +12,11 @@ from trainer.foundation.errors import SettingError
 from trainer.foundation.keys import Keys
 from trainer.methods.growing import GrowingSampler
 from trainer.methods.growth import GrowthConfig
+from trainer.methods.paths import Interpolating
 from trainer.methods.problem import Problem, differentiates_twice, resets_optimizers
-from trainer.methods.sampling import Interpolating, Sheets, Truncating
+from trainer.methods.sampling import Truncating
 from trainer.methods.schedule import BatchConfig
+from trainer.methods.sheets import Sheets
 from trainer.methods.stylegan import StyleGANConfig, StyleGANMethod
 from trainer.methods.styles import PSIS, StyleSampler, slerp
 from trainer.methods.terms.penalty_terms import R1Config
