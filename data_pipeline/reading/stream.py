@@ -29,7 +29,7 @@ from data_pipeline.reading.cache import Cache
 from data_pipeline.reading.decoding import Decoder, Piece, Shards
 from data_pipeline.reading.order import MAIN_SOURCE, Ids, Order, source_seed
 from data_pipeline.reading.remote_shards import RemoteShards, default_cache_dir
-from data_pipeline.reading.selection import class_numbers, select_classes, select_records
+from data_pipeline.reading.selection import class_numbers, select_classes, select_per_class, select_records
 from data_pipeline.reading.shard_files import LocalShards
 from data_pipeline.storage.folder import Folder
 from data_pipeline.storage.retrying import Counters, Limits
@@ -65,6 +65,10 @@ class DataConfig:
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
     classes: tuple[int | str, ...] | str | None = None
     """Classes to use, by number, id or name, or `split i of n`; null: all. Labels are numbered anew."""
+    labelled_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Samples of each class that are used, drawn once: a small labelled set; null: all."""
+    subset_seed: Annotated[int, Field(ge=0)] = 0
+    """Which samples these are. A smaller number of the same seed is a part of a larger one."""
     order: Literal["epochs", "independent"] = "epochs"
     """`epochs`: every sample once in each epoch. `independent`: each sample is drawn from all of them by itself, so that some
     come twice before others come once."""
@@ -86,6 +90,10 @@ class DataConfig:
     """Batches that are decoded ahead of need."""
     horizontal_flip: bool = False
     """Mirror each sample with probability 1/2, on the device, keyed by the sample."""
+
+    def selected(self, manifest: Manifest) -> Manifest:
+        """The manifest as if the data had only the samples that are used. Raises DataError."""
+        return select_per_class(select_classes(manifest, self.classes), self.labelled_per_class, self.subset_seed)
 
 
 class _Block(NamedTuple):
@@ -296,11 +304,13 @@ def open_stream(
     )
     folder = Folder(config.shards, limits)
     whole = load_manifest(folder, section)
-    numbers, manifest = class_numbers(whole, config.classes), select_classes(whole, config.classes)
+    numbers, manifest = class_numbers(whole, config.classes), config.selected(whole)
     counters = Counters()
     with ThreadPoolExecutor(8 if folder.local is None else 1, thread_name_prefix="index") as pool:
         indexes = list(pool.map(lambda shard: load_index(folder, shard), whole.shards))
-    records, shard_sizes, places = select_records(indexes, numbers, len(whole.classes))
+    records, shard_sizes, places = select_records(
+        indexes, numbers, len(whole.classes), config.labelled_per_class, config.subset_seed
+    )
     order = Order(
         shard_sizes,
         seed=source_seed(seed, name),

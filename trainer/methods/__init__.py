@@ -6,6 +6,7 @@ from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.pggan import PGGANConfig
+from trainer.methods.sgan import SGANConfig
 from trainer.methods.stylegan import StyleGANConfig
 from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
@@ -15,6 +16,7 @@ ObjectiveConfig = Annotated[
     | ACGANConfig
     | CycleGANConfig
     | PGGANConfig
+    | SGANConfig
     | StyleGANConfig
     | SuperResolutionConfig
     | TaggingConfig,

@@ -215,7 +215,8 @@ class AdversarialMethod:
             real, fake = D(real_images, real_labels), D(fake_images, fake_labels)
         else:
             n = len(real_images)
-            logits, class_logits = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+            both = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+            logits, class_logits = both.logits, both.class_logits
             real = DiscriminatorOutput(logits[:n], None if class_logits is None else class_logits[:n])
             fake = DiscriminatorOutput(logits[n:], None if class_logits is None else class_logits[n:])
         return Seen(D, fake_images, fake_labels, fake, real_images, real_labels, real)

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,19 @@ class Truncating(Protocol):
 
     def truncated(self, bound: float) -> Sampler:
         """The sampler with this bound; what it bounds is the method's. Raises `SettingError` for an impossible one."""
+        ...
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A sampler that has a trained classifier as well."""
+
+    described: Mapping[str, Any]
+    """How the classifier is built again: `model` and `network`, each with its settings class as `name`."""
+
+    @property
+    def classifier(self) -> nn.Module:
+        """`head(features(images))` are the class logits [n, K] of images [n, C, H, W] in [-1, 1]."""
         ...
 
 

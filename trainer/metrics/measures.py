@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
+from trainer.metrics.classification import Classification
 from trainer.metrics.fid import Frechet
 from trainer.metrics.fidelity import Fidelity, PairAccuracy
 from trainer.metrics.inception_score import Inception
@@ -40,6 +41,7 @@ MEASURES: list[type[Measure]] = [
     PairAccuracy,
     RoundTrip,
     Parzen,
+    Classification,
     Tags,
 ]
 """In the order in which they are measured, recorded and reported."""

@@ -32,7 +32,8 @@ from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 QUICK = ("--samples", "120", "--splits", "3", "--pairs", "10", "--class-samples", "60", "--queries", "20")
-EVERY = ",".join(measure.name for measure in measures.MEASURES if measure.needs.images)
+APART = ("classification",)  # of runs that have a classifier of their own
+EVERY = ",".join(m.name for m in measures.MEASURES if m.needs.images and m.name not in APART)
 
 
 def records_of(run: Path) -> dict[str, dict[str, Any]]:
