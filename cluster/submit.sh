@@ -8,6 +8,8 @@
 #   submit.sh SITE finetune [options] CONFIG [--section.key value ...]    begins when run.initialize_from exists
 #   submit.sh SITE class_splits [--parts N] [options] CONFIG [--section.key value ...]
 #
+# Relative paths of make_shards, and of SITE, are those of the folder that submit.sh is called in.
+#
 # Options: --nodes N (1), --processes N (on each node, with a GPU each; the site's SITE_PROCESSES), --time T, --launch FILE (strategy and
 #          precision), --after JOB (begin when that job has ended well),
 #          --evaluate "OPTIONS" (class_splits: measure each split with these options of trainer.evaluate),
@@ -17,8 +19,10 @@ usage() { sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | head -n -1 >&2;
 fail() { printf 'submit.sh: %s\n' "$*" >&2; exit 2; }
 
 [ $# -ge 2 ] || usage
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
 site=$1 what=$2
+[ ! -f "$site" ] || site=$(readlink -f "$site")
+export MENAGERIE_CALLER=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 shift 2
 [ -f "$site" ] || site=cluster/sites/$site.env
 [ -f "$site" ] || fail "SITE: there is no $site; copy cluster/sites/example.env to it and edit it"
@@ -108,6 +112,13 @@ check() {
     rm -f "$SITE_LOGS/.dry-run-$$"
 }
 
+# check_shards SOURCE INPUT OUTPUT ...: whether make_shards takes these options. It reads only the files that they name.
+check_shards() {
+    local code='import sys; from data_pipeline.make_shards.__main__ import main; sys.exit(main(sys.argv[1:], only_check=True))'
+    (cd "$MENAGERIE_CALLER" &&
+        PYTHONPATH=$MENAGERIE_ROOT${PYTHONPATH:+:$PYTHONPATH} "${SITE_RUN[@]}" python -c "$code" "$@") || exit
+}
+
 tell() {
     [ -z "$show" ] || return 0
     printf '%s\n' "" "job $1 ($what)" \
@@ -142,6 +153,7 @@ case $what in
         tell "$job" "$SITE_LOGS/$what-table-$job.log"
         ;;
     make_shards)
+        check_shards "$@"
         export MENAGERIE_PARTS=$tasks
         on_cpu_node
         ask --dependency "${after:+afterok:$after}"

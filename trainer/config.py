@@ -12,7 +12,7 @@ from trainer.checkpoint.commits import CheckpointConfig
 from trainer.foundation.errors import SettingError
 from trainer.foundation.settings import apply_overrides, describe, read_yaml, validate
 from trainer.methods import ObjectiveConfig
-from trainer.methods.problem import Problem, differentiates_twice
+from trainer.methods.problem import Problem, differentiates_twice, resets_optimizers
 from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.methods.terms.guidance import ClassifierLossConfig, check_classifier_loss
 from trainer.methods.terms.term import Term
@@ -170,6 +170,11 @@ def check_launch(config: Config, launch: Launch) -> None:
         raise SettingError(
             f"objective.penalty: is on, but the launch asks for {launch.strategy}, where DeepSpeed cannot reduce the gradients "
             "of a loss that differentiates twice; launch with cluster/launch/ddp.yaml, or set objective.penalty.name to none"
+        )
+    if resets_optimizers(config.objective) and launch.strategy in ("zero1", "zero2"):
+        raise SettingError(
+            f"objective.name: {config.objective.name} lets optimizers start anew, which {launch.strategy} cannot; "
+            "launch with cluster/launch/ddp.yaml"
         )
     if config.run.deterministic and launch.precision == "fp16":
         raise SettingError(

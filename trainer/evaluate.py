@@ -28,7 +28,7 @@ from trainer.foundation.errors import CheckpointError, SettingError
 from trainer.foundation.log import to_stdout
 from trainer.foundation.options import number, whole
 from trainer.methods.protocol import NO_NAMES, ClassNames, Sampler
-from trainer.methods.sampling import ClassConditions, directed
+from trainer.methods.sampling import ClassConditions, Growing, directed
 from trainer.metrics.evaluation import Evaluation, Outcome
 from trainer.metrics.features import combined_digest, open_features
 from trainer.metrics.judge import open_judge
@@ -214,7 +214,7 @@ def _context(options: argparse.Namespace, launch: Launch, trained: Trained) -> _
     samples = options.samples or max(measure.usual_samples for measure in measures)
     plan = Plan(names, samples, options.splits, options.seed, options.pairs, options.class_samples, options.queries)
     needs = union([measure.needs for measure in measures])
-    data = _real_data(options.real, trained, needs.classes) if options.real else config.data
+    data = _real_data(options.real, trained, needs.classes or needs.labels) if options.real else config.data
     _check_data(data, trained, measures, "--real" if options.real else "data.shards")
     validation = DataConfig(shards=options.validation) if options.validation else None
     if validation is not None:
@@ -295,6 +295,12 @@ def _check_data(data: DataConfig, trained: Trained, measures: Sequence[type[Meas
                 f"{setting}: the images in {data.shards} have {theirs} {what}, the generator's have {ours}; give shards "
                 "that were made with the settings of the training images"
             )
+    labelled = [measure.name for measure in measures if measure.needs.labels]
+    if labelled and model.classes != len(manifest.classes):
+        raise SettingError(
+            f"{setting}: {labelled[0]} takes images of the training's {model.classes} classes, those in {data.shards} have "
+            f"{len(manifest.classes)}; give others"
+        )
     asked = [measure.name for measure in measures if measure.needs.classes]
     conditions = sampler.conditions
     classes = conditions.classes if isinstance(conditions, ClassConditions) else 0
@@ -311,8 +317,9 @@ def _measure(options: argparse.Namespace, launch: Launch, trained: Trained, cont
     for network in sampler.networks.values():
         network.to(launch.device)
     outcome = context.evaluation.run(Samples(sampler, options.seed, options.statistics == "batch"))
+    grown = {"grown": dict(sampler.grown)} if isinstance(sampler, Growing) else {}
     if launch.is_main:
-        _report(options, launch, trained, context, outcome)
+        _report(options, launch, trained, _Context(context.evaluation, context.small_print | grown), outcome)
 
 
 def _sampler(options: argparse.Namespace, trained: Trained, data: DataConfig) -> Sampler:

@@ -8,7 +8,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -16,11 +16,13 @@ import torch
 
 from trainer.config import Config, load_config
 from trainer.costs.counted import Cost, count, turns_of
+from trainer.costs.dry_run import segment_table
 from trainer.costs.timed import Step, measured_turns, timed_iterations
 from trainer.foundation.arithmetic import Arithmetic, set_arithmetic
 from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.options import number, whole
+from trainer.methods.protocol import Segment, Segmented
 from trainer.processes.launch import Launch, Precision, keep_freed_memory, read_launch
 from trainer.speed.settings import SpeedConfig
 
@@ -97,27 +99,65 @@ class Row:
     """Real images a second."""
 
 
-def row(config: Config, cost: Cost, step: Step, processes: int, link: float, given: Assumptions) -> Row:
+def row(
+    config: Config, cost: Cost, step: Step, processes: int, link: float, given: Assumptions, iteration: int = 0
+) -> Row:
     """One iteration on so many processes; above `batch.replicas` every process holds one replica of a larger batch."""
     replicas = max(config.batch.replicas, processes)
     held = math.ceil(replicas / processes)
     compute = waiting = 0.0
-    for player, times in turns_of(config).items():
+    for player, times in turns_of(config, iteration).items():
         parameters, own = cost.parameters[player], held * step.turns[player]
         hidden = given.overlap * own * 2 / 3  # the backward pass is two thirds of the operations
         reduction = reduction_seconds(parameters, processes, (link, given.network), given)
         compute += times * own
         waiting += times * max(0.0, reduction - hidden)
     total = compute + waiting
-    return Row(processes, replicas, total, waiting / total, replicas * _samples_read(config) / total)
+    return Row(processes, replicas, total, waiting / total, replicas * _samples_read(config, iteration) / total)
 
 
-def _samples_read(config: Config) -> int:
-    """Real samples of one replica in the first iteration."""
-    return sum(sum(turn.reads.values()) for turn in config.objective.build(config.problem()).turns(0))
+@dataclass(frozen=True)
+class Priced:
+    """A segment of the run: iterations that cost the same."""
+
+    segment: Segment
+    cost: Cost
+    plain: Cost
+    """In the plain forms."""
+    step: Step
+
+    @property
+    def iterations(self) -> int:
+        return self.segment.end - self.segment.begin
 
 
-def measured_step(config: Config, launch: Launch) -> Step:
+def whole_row(
+    config: Config, priced: Sequence[Priced], processes: int, link: float, given: Assumptions
+) -> tuple[Row, list[Row]]:
+    """The mean iteration of a run, and an iteration of each segment."""
+    rows = [row(config, p.cost, p.step, processes, link, given, p.segment.begin) for p in priced]
+    if len(rows) == 1:
+        return rows[0], rows
+    shares = [p.iterations / config.run.iterations for p in priced]
+    seconds = sum(share * found.seconds for share, found in zip(shares, rows, strict=True))
+    waiting = sum(share * found.waiting * found.seconds for share, found in zip(shares, rows, strict=True)) / seconds
+    images = sum(share * found.images * found.seconds for share, found in zip(shares, rows, strict=True)) / seconds
+    return Row(processes, rows[0].replicas, seconds, waiting, images), rows
+
+
+def _samples_read(config: Config, iteration: int) -> int:
+    """Real samples of one replica in an iteration."""
+    return sum(sum(turn.reads.values()) for turn in config.objective.build(config.problem()).turns(iteration))
+
+
+def segments_of(config: Config) -> Sequence[Segment]:
+    """The method's segments; one without any has one."""
+    method = config.objective.build(config.problem())
+    whole = [Segment(0, config.run.iterations, {})]
+    return method.segments(config.run.iterations) if isinstance(method, Segmented) else whole
+
+
+def measured_step(config: Config, launch: Launch, iteration: int = 0) -> Step:
     """Seconds of each player's turn of one replica on this machine: the second of two iterations on random data."""
     if launch.device.type == "cpu":
         keep_freed_memory()
@@ -128,7 +168,7 @@ def measured_step(config: Config, launch: Launch) -> Step:
             torch.cuda.synchronize(launch.device)
         return time.monotonic()
 
-    run, turns = timed_iterations(config, launch, now), measured_turns(config)
+    run, turns = timed_iterations(config, launch, now), measured_turns(config, iteration)
     run(turns)
     return run(turns)
 
@@ -150,25 +190,37 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         )
     else:
         device, link, where = torch.device("cuda"), DEVICES[name].link, name
-    cost = count(config, config.speed, device, precision)
-    reference = count(config, SpeedConfig(convolutions="plain", low_resolution_shortcuts=False), device, precision)
+    priced, plain = [], SpeedConfig(convolutions="plain", low_resolution_shortcuts=False)
+    for segment in segments_of(config):
+        at = segment.begin
+        cost = count(config, config.speed, device, precision, at)
+        step = (
+            measured_step(config, launch, at)
+            if name == "measured"
+            else derived_step(cost, DEVICES[name], precision, given)
+        )
+        priced.append(Priced(segment, cost, count(config, plain, device, precision, at), step))
+    cost, step = priced[-1].cost, priced[-1].step
     if name == "measured":
-        step = measured_step(config, launch)
         seconds = " + ".join(f"{player} {seconds:.2f} s" for player, seconds in step.turns.items())
         how = f"measured here: {where}, {precision}, one replica, a turn of each player: {seconds}"
     else:
         stated = DEVICES[name]
-        step = derived_step(cost, stated, precision, given)
         peak = stated.fp32 if precision == "fp32" else stated.bf16
         how = (
             f"not measured: {name}'s stated {peak / 1e12:,.0f} TFLOP/s in {precision}, {given.efficiency:.0%} of it sustained "
             "(assumed; --efficiency)"
         )
-    times, batch, run = turns_of(config), config.batch, config.run
+    batch, run = config.batch, config.run
+    times = turns_of(config, priced[-1].segment.begin)
     state = 16 * sum(cost.parameters.values())
     sent = sum(count * cost.parameters[player] for player, count in times.items())
     held = math.ceil(max(batch.replicas, processes) / processes)
-    memory = state + held * cost.activations
+    kept = max(p.cost.activations for p in priced)
+    memory = state + held * kept
+    counts = [(p.iterations, turns_of(config, p.segment.begin), p) for p in priced]
+    operations = sum(n * p.cost.iteration(of) for n, of, p in counts) * batch.replicas
+    in_plain_form = sum(n * p.plain.iteration(of) for n, of, p in counts) * batch.replicas
     room = "" if name == "measured" else f" of {DEVICES[name].memory / 1e9:.0f} GB"
     scale = (config.model.resolution / 128) ** 2
     lines = [
@@ -176,11 +228,10 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         f"{batch.real_per_replica} real and {batch.generated_per_replica} generated images",
         "",
         f"time of a step:   {how}",
-        f"operations:       {batch.replicas * cost.iteration(times) / 1e12:,.2f} TFLOP an iteration as it runs, "
-        f"{batch.replicas * reference.iteration(times) / 1e12:,.2f} in the plain form; "
-        f"{batch.replicas * cost.iteration(times) * run.iterations / 1e18:,.3f} EFLOP in all",
+        f"operations:       {operations / run.iterations / 1e12:,.2f} TFLOP an iteration as it runs, "
+        f"{in_plain_form / run.iterations / 1e12:,.2f} in the plain form; {operations / 1e18:,.3f} EFLOP in all",
         f"memory:           {memory / 1e9:,.1f} GB{room} a process: weights, gradients and moments {state / 1e9:,.1f}, kept "
-        f"activations {held * cost.activations / 1e9:,.1f} (counted; without the kernels' own workspaces)",
+        f"activations {held * kept / 1e9:,.1f} (counted; without the kernels' own workspaces)",
         f"gradients:        {4e-6 * sent:,.0f} MB an iteration, fp32, DDP",
         f"links:            {link / 1e9:,.0f} GB/s inside a machine of {given.devices_per_node}, "
         f"{given.network / 1e9:,.0f} GB/s a device between machines, {given.latency * 1e6:.0f} us a message; a reduction hides "
@@ -193,7 +244,7 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for n in sorted({*SIZES, processes}):
-        found = row(config, cost, step, n, link, given)
+        found, _ = whole_row(config, priced, n, link, given)
         days = found.seconds * run.iterations / DAY
         mark = " *" if found.replicas != batch.replicas else ""
         chosen = "**" if n == processes else ""
@@ -206,7 +257,21 @@ def plan(config: Config, processes: int, name: str, precision: Precision, given:
         "",
         f"* more processes than the experiment's {batch.replicas} replicas: a larger batch, another experiment",
     ]
+    if len(priced) > 1:
+        lines += ["", f"by segment, on {processes} processes; the figures above are those of the mean iteration:", ""]
+        lines += [_by_segment(config, priced, whole_row(config, priced, processes, link, given)[1])]
     return "\n".join(lines)
+
+
+def _by_segment(config: Config, priced: Sequence[Priced], rows: Sequence[Row]) -> str:
+    """The segments with their time, and all of it."""
+    days = [found.seconds * p.iterations / DAY for p, found in zip(priced, rows, strict=True)]
+    more = {
+        "s/iteration": [f"{found.seconds:,.3f}" for found in rows],
+        "real images/s": [f"{found.images:,.0f}" for found in rows],
+        "days": [f"{spent:,.3f}" for spent in days],
+    }
+    return f"{segment_table([p.segment for p in priced], more)}\n\nin all {sum(days):,.2f} days"
 
 
 def _said(times: Mapping[str, int]) -> str:

@@ -213,6 +213,7 @@ def _check_options(given: argparse.Namespace) -> None:
         ("quality", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("chroma", _encoding(given) == "png", "means nothing to PNG, which is lossless"),
         ("labels", given.unlabelled, "means nothing with --unlabelled"),
+        ("labels", given.each, "is of one data set, and --each makes several"),
         ("label_field", unnamed and given.labels is None, "means nothing without --labels"),
         (
             "subset",
@@ -339,15 +340,15 @@ def _terminate(*_: object) -> NoReturn:
     raise _Terminated
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, only_check: bool = False) -> int:
     """The command; 0 = done, 1 = an error of the data, 2 = an error of the command line, 130 = interrupted, 143 =
-    ended by SIGTERM."""
+    ended by SIGTERM. `only_check`: only whether the command line is right."""
     before = None
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _terminate)
     try:
         works = parse(arguments)
-        for output, work in works.items():
+        for output, work in () if only_check else works.items():
             if (manifest := work()) is not None:
                 print((f"{output}: " if len(works) > 1 else "") + _summary(manifest))
     except DataError as error:

@@ -1,5 +1,4 @@
-"""Write one shard: read, prepare and encode its items, write the tar with webdataset, index it. Runs in worker
-processes."""
+"""Write one shard: read, prepare and encode its items, write a WebDataset tar, index it. Runs in worker processes."""
 
 import contextlib
 import hashlib
@@ -75,32 +74,37 @@ def reason(error: BaseException) -> str:
 
 
 class ShardTar:
-    """A shard that is being written: `add` its samples, then `finish`. Its bytes depend on the samples alone."""
+    """A shard that is being written: `add` its samples, then `finish`. Its bytes depend on the samples alone.
+
+    They are those that webdataset's TarWriter writes with mtime=0 and no names. That is not used itself: it imports
+    torch, which is 500 MB of memory and seconds in every worker.
+    """
 
     def __init__(self, folder: Path, name: str, extension: str) -> None:
-        import webdataset  # here: it takes seconds to import, and readers do not need it
-
         self._folder, self._name, self._extension = folder, name, extension
         self._rows: list[tuple[int, int, int, int]] = []
         self._file = (folder / name).open("w+b")
         self._hashing = _Hashing(self._file)
-        self._writer = webdataset.TarWriter(self._hashing, user="", group="", encoder=False, mtime=0, compress=False)
+        self._tar = tarfile.open(fileobj=self._hashing, mode="w|")  # noqa: SIM115
 
     def add(self, key: str, content: bytes, label: int | None) -> None:
         """Write a sample; without a label it has no `.cls` file."""
-        members: dict[str, Any] = {"__key__": key, self._extension: content}
         if label is not None:
-            members["cls"] = str(label).encode()
-        self._writer.write(members)
-        tar = self._writer.tarstream
-        tar.members = []  # else every header stays in memory
-        # The content is the sample's last file, because webdataset sorts them, and ends with its padding.
-        begin = tar.offset + len(content) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            self._member(f"{key}.cls", str(label).encode())
+        self._member(f"{key}.{self._extension}", content)
+        self._tar.members = []  # type: ignore[attr-defined]  # else every header stays in memory
+        # The content is the sample's last file, as webdataset sorts them, and ends with its padding.
+        begin = self._tar.offset + len(content) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
         self._rows.append((begin, len(content), index.NO_LABEL if label is None else label, crc32(content)))
+
+    def _member(self, name: str, data: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o444
+        self._tar.addfile(member, io.BytesIO(data))
 
     def finish(self, result: ShardResult) -> None:
         """End the tar, write its index, and say in `result` what was written."""
-        self._writer.close()
+        self._tar.close()
         self._file.flush()
         os.fsync(self._file.fileno())
         packed = index.to_bytes(np.array(self._rows, dtype=index.RECORD))
@@ -113,7 +117,7 @@ class ShardTar:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):  # of a disk that is full; whoever writes has heard of it
-            self._writer.close()
+            self._tar.close()
         self._file.close()
 
 

@@ -1,5 +1,7 @@
-"""A part of the classes: by number, id or name, or as `split i of n`; labels are numbered anew, in the manifest's
-order."""
+"""A part of the samples: some classes, by number, id or name, or as `split i of n`; or so many samples of each class.
+
+Labels of selected classes are numbered anew, in the manifest's order.
+"""
 
 import difflib
 import hashlib
@@ -12,10 +14,11 @@ import numpy as np
 from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import Manifest
 from data_pipeline.manifest.index import Records
-from data_pipeline.reading.order import Ids
+from data_pipeline.reading.order import Ids, keys
 
 Classes = Sequence[int | str] | str | None
 
+_PURPOSE = 2  # of the keys, next to the order's own
 _SPLIT = re.compile(r"split (\d+) of (\d+)")
 
 
@@ -79,18 +82,54 @@ def select_classes(manifest: Manifest, selection: Classes) -> Manifest:
     )
 
 
-def select_records(records: Sequence[Records], numbers: Sequence[int], classes: int) -> tuple[Records, list[int], Ids]:
+def select_per_class(manifest: Manifest, per_class: int | None, seed: int) -> Manifest:
+    """The manifest as if every class had only `per_class` samples (None: all). Its fingerprint covers which ones. Raises
+    DataError."""
+    if per_class is None:
+        return manifest
+    setting = f"{manifest.section}.labelled_per_class"
+    if not manifest.labelled:
+        raise DataError(f"{setting}: the samples of these shards have no class; leave it out, or give labelled shards")
+    least = min(manifest.classes, key=lambda entry: entry.samples)
+    if least.samples < per_class:
+        raise DataError(
+            f"{setting}: is {per_class}, but the class {least.name!r} has {least.samples} samples; give at most that many"
+        )
+    text = f"{manifest.fingerprint} per class {per_class} seed {seed}"
+    return replace(
+        manifest,
+        classes=tuple(entry._replace(samples=per_class) for entry in manifest.classes),
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def select_records(
+    records: Sequence[Records], numbers: Sequence[int], classes: int, per_class: int | None = None, seed: int = 0
+) -> tuple[Records, list[int], Ids]:
     """The selected samples of all shards: their records with new labels, [selected]; how many each shard has; and the
-    place of each in its shard, int64 [selected]. Without classes all samples are selected."""
+    place of each in its shard, int64 [selected]. Without classes all samples are selected.
+
+    With `per_class`: of each class those with the smallest keys of (seed, place among all samples). So a smaller number
+    is a part of a larger one, and other classes or another order of reading change nothing.
+    """
     relabel = np.full(classes, -1, dtype=np.int32)
     relabel[list(numbers)] = np.arange(len(numbers))
-    parts, sizes, places = [], [], []
+    total = sum(map(len, records))
+    kept = np.ones(total, dtype=bool)
+    if per_class is not None:
+        all_labels = np.concatenate([shard["label"] for shard in records])
+        order, kept[:] = keys(seed, 0, _PURPOSE, total), False
+        for number in numbers:
+            places = np.flatnonzero(all_labels == number)
+            kept[places[np.argsort(order[places], kind="stable")[:per_class]]] = True
+    parts, sizes, found, begin = [], [], [], 0
     for shard in records:
         labels = relabel[shard["label"]] if classes else np.zeros(len(shard), dtype=np.int32)
-        keep = np.flatnonzero(labels >= 0)
+        keep = np.flatnonzero((labels >= 0) & kept[begin : begin + len(shard)])
         part = shard[keep]
         part["label"] = labels[keep]
         parts.append(part)
         sizes.append(len(part))
-        places.append(keep)
-    return np.concatenate(parts), sizes, np.concatenate(places).astype(np.int64)
+        found.append(keep)
+        begin += len(shard)
+    return np.concatenate(parts), sizes, np.concatenate(found).astype(np.int64)

@@ -29,7 +29,7 @@ from data_pipeline.reading.cache import Cache
 from data_pipeline.reading.decoding import Decoder, Piece, Shards
 from data_pipeline.reading.order import MAIN_SOURCE, Ids, Order, source_seed
 from data_pipeline.reading.remote_shards import RemoteShards, default_cache_dir
-from data_pipeline.reading.selection import class_numbers, select_classes, select_records
+from data_pipeline.reading.selection import class_numbers, select_classes, select_per_class, select_records
 from data_pipeline.reading.shard_files import LocalShards
 from data_pipeline.storage.folder import Folder
 from data_pipeline.storage.retrying import Counters, Limits
@@ -65,6 +65,10 @@ class DataConfig:
     """Path or fsspec URL (s3://...) of the folder that data_pipeline.make_shards wrote."""
     classes: tuple[int | str, ...] | str | None = None
     """Classes to use, by number, id or name, or `split i of n`; null: all. Labels are numbered anew."""
+    labelled_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Samples of each class that are used, drawn once: a small labelled set; null: all."""
+    subset_seed: Annotated[int, Field(ge=0)] = 0
+    """Which samples these are. A smaller number of the same seed is a part of a larger one."""
     order: Literal["epochs", "independent"] = "epochs"
     """`epochs`: every sample once in each epoch. `independent`: each sample is drawn from all of them by itself, so that some
     come twice before others come once."""
@@ -86,6 +90,10 @@ class DataConfig:
     """Batches that are decoded ahead of need."""
     horizontal_flip: bool = False
     """Mirror each sample with probability 1/2, on the device, keyed by the sample."""
+
+    def selected(self, manifest: Manifest) -> Manifest:
+        """The manifest as if the data had only the samples that are used. Raises DataError."""
+        return select_per_class(select_classes(manifest, self.classes), self.labelled_per_class, self.subset_seed)
 
 
 class _Block(NamedTuple):
@@ -133,6 +141,9 @@ class Stream:
         self.manifest = manifest
         self.seed = order.seed
         self.wait_seconds = 0.0
+        self.cache_dir: Path | None = None
+        self.needed_shards: dict[str, int] = {}
+        """Bytes, by sha256, of the shards that must be in `cache_dir` at a time."""
         self._records, self._places, self._order, self._shards = records, places, order, shards
         self._held, self._sizes = tuple(held), iter(sizes)
         self._position = first_position
@@ -274,12 +285,14 @@ def open_stream(
     sizes: Iterable[int],
     first_position: int = 0,
     pin_memory: bool = False,
+    others: Iterable[Stream] = (),
 ) -> Stream:
     """Open the stream of the source called `name` for the replicas `held` (of 0 .. replicas-1). Raises DataError.
 
     `sizes` gives the number of samples of each replica in each batch, endless or not; `itertools.repeat(n)` is n for
     ever. It is read ahead of need. `first_position` is where the first batch begins in every replica's stream.
-    `config` is the section `data` for the source `data`, else `sources.NAME`, and errors begin with that.
+    `config` is the section `data` for the source `data`, else `sources.NAME`, and errors begin with that. `others`: the
+    run's streams that are open already, which may share the cache.
     """
     section = MAIN_SOURCE if name == MAIN_SOURCE else f"sources.{name}"
     if not held or not all(0 <= replica < replicas for replica in held):
@@ -291,11 +304,13 @@ def open_stream(
     )
     folder = Folder(config.shards, limits)
     whole = load_manifest(folder, section)
-    numbers, manifest = class_numbers(whole, config.classes), select_classes(whole, config.classes)
+    numbers, manifest = class_numbers(whole, config.classes), config.selected(whole)
     counters = Counters()
     with ThreadPoolExecutor(8 if folder.local is None else 1, thread_name_prefix="index") as pool:
         indexes = list(pool.map(lambda shard: load_index(folder, shard), whole.shards))
-    records, shard_sizes, places = select_records(indexes, numbers, len(whole.classes))
+    records, shard_sizes, places = select_records(
+        indexes, numbers, len(whole.classes), config.labelled_per_class, config.subset_seed
+    )
     order = Order(
         shard_sizes,
         seed=source_seed(seed, name),
@@ -306,16 +321,20 @@ def open_stream(
     )
     holder = Folder(manifest.base, limits) if manifest.base else folder
     shards: Shards
+    needed: dict[str, int] = {}
+    cache_dir: Path | None = None
+    room = config.cache_bytes
     if holder.local is not None:
         shards, horizon = LocalShards(holder.local.absolute(), manifest), 0
     else:
         horizon = min(config.shuffle_window or _HORIZON, -(-order.samples // replicas))
-        _check_cache_size(config, manifest, order, held)
         cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+        needed = _needed_shards(config, manifest, order, held)
+        room -= _bytes_of_others(config, section, cache_dir, needed, others)
         shards = RemoteShards(holder, manifest, Cache(cache_dir, config.cache_bytes, counters, section), counters)
-    total = _needed_bytes(manifest, order)
+    total = sum(shard.bytes for shard, samples in zip(manifest.shards, order.sizes, strict=True) if samples)
     sharing = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
-    return Stream(
+    stream = Stream(
         manifest,
         records,
         places,
@@ -328,13 +347,11 @@ def open_stream(
         prefetch_batches=config.prefetch_batches,
         pin_memory=pin_memory,
         horizon=horizon,
-        ahead_bytes=config.cache_bytes if total <= config.cache_bytes else config.cache_bytes // sharing,
+        ahead_bytes=room if total <= room else room // sharing,
         counters=counters,
     )
-
-
-def _needed_bytes(manifest: Manifest, order: Order) -> int:
-    return sum(shard.bytes for shard, samples in zip(manifest.shards, order.sizes, strict=True) if samples)
+    stream.cache_dir, stream.needed_shards = cache_dir, needed
+    return stream
 
 
 def shards_in_order(order: Order, held: Sequence[int], position: int, count: int) -> list[int]:
@@ -344,21 +361,38 @@ def shards_in_order(order: Order, held: Sequence[int], position: int, count: int
     return [int(shard) for shard in shards[np.argsort(first)]]
 
 
-def _check_cache_size(config: DataConfig, manifest: Manifest, order: Order, held: Sequence[int]) -> None:
-    """Refuse a cache that cannot hold what one window needs. Raises DataError."""
+def _needed_shards(config: DataConfig, manifest: Manifest, order: Order, held: Sequence[int]) -> dict[str, int]:
+    """Bytes, by sha256, of the shards that the cache must hold at a time. Raises DataError where it cannot."""
     setting, window = f"{manifest.section}.cache_bytes", f"{manifest.section}.shuffle_window"
-    total = _needed_bytes(manifest, order)
     if config.shuffle_window is None:
-        if total > config.cache_bytes:
-            raise DataError(
-                f"{setting}: {config.cache_bytes} bytes cannot hold the {total} bytes of all shards, which an order "
-                f"without a window needs; raise {setting}, or set {window} (a number of samples)"
-            )
-        return
-    needed = shards_in_order(order, held, 0, min(config.shuffle_window, order.samples // order.replicas))
+        needed = [shard for shard, samples in enumerate(order.sizes) if samples]
+    else:
+        needed = shards_in_order(order, held, 0, min(config.shuffle_window, order.samples // order.replicas))
     size = sum(manifest.shards[shard].bytes for shard in needed)
+    if size > config.cache_bytes and config.shuffle_window is None:
+        raise DataError(
+            f"{setting}: {config.cache_bytes} bytes cannot hold the {size} bytes of all shards, which an order "
+            f"without a window needs; raise {setting}, or set {window} (a number of samples)"
+        )
     if size > config.cache_bytes:
         raise DataError(
             f"{setting}: {config.cache_bytes} bytes cannot hold the {len(needed)} shards ({size} bytes) that a window "
             f"of {config.shuffle_window} samples needs; raise it, or set a smaller {window}"
         )
+    return {manifest.shards[shard].sha256: manifest.shards[shard].bytes for shard in needed}
+
+
+def _bytes_of_others(
+    config: DataConfig, section: str, cache_dir: Path, needed: dict[str, int], others: Iterable[Stream]
+) -> int:
+    """Bytes that the run's other sources need in the same cache. Raises DataError where they do not fit together."""
+    sharing = [stream for stream in others if stream.cache_dir == cache_dir]
+    theirs = {key: size for stream in sharing for key, size in stream.needed_shards.items() if key not in needed}
+    together = sum(needed.values()) + sum(theirs.values())
+    if sharing and together > config.cache_bytes:
+        raise DataError(
+            f"{section}.cache_bytes: {config.cache_bytes} bytes cannot hold the {together} bytes that the {len(sharing) + 1} "
+            f"sources of the run need in the cache that they share; raise it for each of them, or give {section}.cache_dir "
+            "another folder"
+        )
+    return sum(theirs.values())

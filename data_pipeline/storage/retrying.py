@@ -10,6 +10,7 @@ request that took too long the next ones are smaller. An upload is one request, 
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import random
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -124,29 +126,59 @@ class Stopped(Exception):
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an exception of s3fs or of fsspec's http file system."""
+    """The HTTP status behind an exception of s3fs, of fsspec's http file system, or of Hugging Face's."""
     while error is not None:
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return status if isinstance(status, int) else None
-        if isinstance(status := getattr(error, "status", None), int):
-            return status
+        for status in (getattr(error, "status", None), getattr(response, "status_code", None)):
+            if isinstance(status, int):
+                return status
         error = error.__cause__
     return None
+
+
+def _of_a_hub(error: BaseException | None) -> bool:
+    """Whether Hugging Face's library is behind an exception."""
+    while error is not None:
+        if type(error).__module__.startswith("huggingface_hub"):
+            return True
+        error = error.__cause__
+    return False
+
+
+def retry_after(error: BaseException) -> float:
+    """Seconds that a server asks to wait before the next try (RFC 9110, section 10.2.3); 0 where it does not."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    else:
+        headers = getattr(error, "headers", None) or getattr(response, "headers", None) or {}
+    said = headers.get("Retry-After") or headers.get("retry-after") or ""
+    if said.isascii() and said.isdigit():
+        return float(said)
+    with contextlib.suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    return 0.0
 
 
 def _permanent(error: Exception) -> str | None:
     """What to do about an error that trying again cannot mend; None for one that it may."""
     status = _status(error)
+    if isinstance(error, PermissionError) or status in (401, 403):
+        if _of_a_hub(error):
+            return (
+                f"access was refused ({status or 403}); check the name, accept the data set's terms on the hub, and set "
+                "HF_TOKEN or run `hf auth login`"
+            )
+        return (
+            f"access was refused ({status or 403}: {redact(str(error))}); check the credentials and the bucket's policy"
+        )
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or status == 404:
         if "bucket does not exist" in str(error):
             return "there is no such bucket (404); check the bucket's name"
         return "there is no such object (404); check the path, and that the upload was complete"
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return (
-            f"access was refused ({status or 403}: {redact(str(error))}); check the credentials and the bucket's policy"
-        )
     if type(error).__name__ in _WRONG_SETUP:
         return f"{redact(str(error))}; check the credentials' environment variables and configuration files"
     if status is not None and (400 <= status < 500 or status in (501, 505)) and status not in (408, 425, 429):
@@ -169,7 +201,8 @@ def open_filesystem(url: str, limits: Limits) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise DataError(f"{redact(url)}: cannot be opened ({redact(str(error))}); check the URL's scheme") from None
+        cure = "install that package" if isinstance(error, ImportError) else "check the URL's scheme"
+        raise DataError(f"{redact(url)}: cannot be opened ({redact(str(error))}); {cure}") from None
     if options:
         fs.retries = 1
     return fs, str(root).rstrip("/")
@@ -228,6 +261,7 @@ class RetryingFileSystem:
                 tries += 1
                 self.counters.add("retries")
                 pause = min(_FIRST_PAUSE * 2**tries, _LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+                pause = max(pause, retry_after(error))
                 reason = redact(str(error)) or type(error).__name__
                 if time.monotonic() + pause >= deadline.end:
                     raise DataError(

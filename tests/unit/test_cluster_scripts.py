@@ -13,6 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.support.lying_data import fill
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 CLUSTER = ROOT / "cluster"
@@ -214,6 +216,31 @@ def test_submit_fills_in_the_site_and_shows_it(tmp_path: Path) -> None:
     shards = submit("make_shards", "--tasks", "4", "--show", "folder", "in", "out").stdout.splitlines()
     assert "--array=1-4" in shards[0]
     assert "--dependency=afterok:0" in shards[1]
+    wrong = submit("make_shards", "--show", "folder", "in", "out", "--split", "train")
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("--split: means nothing to SOURCE folder")
+    assert submit("make_shards", "--show", "folder", "in", "out", "--class-names", "names.txt").returncode == 1
+    (tmp_path / "names.txt").write_text("a ant\nb bee\n")
+    command = [ROOT / "cluster" / "submit.sh", "site.env", "make_shards", "--show", "folder", "in", "out"]
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    subprocess.run([*command, "--class-names", "names.txt"], cwd=tmp_path, env=environment, check=True)
+
+
+def test_make_shards_jobs_work_in_the_callers_folder(tmp_path: Path) -> None:
+    (tmp_path / "site.env").write_text(
+        f"SITE_LOGS={tmp_path}/logs SITE_RUN=() SITE_RESTARTS=1\nsite_setup() {{ :; }}\n"
+    )
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho here\n")
+    (tmp_path / "bin" / "scontrol").chmod(0o755)
+    fill(tmp_path / "in")
+    variables = {"PATH": f"{tmp_path}/bin:{BIN}:{os.environ['PATH']}", "MENAGERIE_ROOT": str(ROOT), "SLURM_JOB_ID": "1"}
+    variables |= {"MENAGERIE_SITE": str(tmp_path / "site.env"), "MENAGERIE_CALLER": str(tmp_path), "SLURM_NNODES": "1"}
+    variables |= {"SITE_PROCESSES": "1", "SITE_LAUNCH": "none", "SLURM_JOB_NODELIST": "here"}
+    command = ["bash", "cluster/make_shards.sbatch", "folder", "in", "out", "--size", "16"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
 
 
 def test_requirements_of_the_image(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.classifiers.config import (
     TimmClassifierConfig,
     TorchvisionClassifierConfig,
 )
-from trainer.classifiers.small import SmallClassifier, read_small
+from trainer.classifiers.small import read_small
 from trainer.classifiers.weights import Weights, read_weights
 from trainer.foundation.errors import SettingError
 
@@ -49,7 +49,7 @@ def _small(config: SmallClassifierConfig, setting: str) -> Classifier:
         class_names=info.class_names,
         class_ids=info.class_ids if info.class_ids and all(map(is_wordnet_id, info.class_ids)) else None,
         digest=digest,
-        description=f"the small classifier of {config.weights}",
+        description=f"the {'small classifier' if info.described is None else 'classifier'} of {config.weights}",
     )
 
 
@@ -129,7 +129,7 @@ def _torchvision(config: TorchvisionClassifierConfig, setting: str) -> Classifie
 
 
 class _Small(nn.Module):
-    def __init__(self, network: SmallClassifier) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 

@@ -1,15 +1,19 @@
-"""A small convolutional classifier for small images: the network and its file of weights."""
+"""A small convolutional classifier for small images, and the file of weights of it or of a classifier from a training."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data_pipeline.storage.files import written_aside
 from trainer.classifiers.weights import read_weights
+from trainer.foundation.choices import load_class
 from trainer.foundation.errors import SettingError
 
 _KEY = "menagerie_classifier"
@@ -28,6 +32,9 @@ class ClassifierInfo:
     test_accuracy: float
     class_ids: tuple[str, ...] = ()
     """The classes' ids in those shards; files of earlier versions have none."""
+    described: dict[str, Any] | None = None
+    """Of another network than the small one, how it is built: the settings `network` and `model`, whose `name` is their
+    class, as package.module:ClassName."""
 
 
 class SmallClassifier(nn.Module):
@@ -62,14 +69,37 @@ class SmallClassifier(nn.Module):
         return logits
 
 
-def save_classifier(path: Path, model: SmallClassifier, info: ClassifierInfo) -> None:
+def save_classifier(path: Path, model: nn.Module, info: ClassifierInfo) -> None:
     """Weights as safetensors, with `info` in the header."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with written_aside(path) as part:
         save_file(state, part, metadata={_KEY: json.dumps(asdict(info))})
 
 
-def read_small(path: str, setting: str = "evaluation.classifier") -> tuple[SmallClassifier, ClassifierInfo, str]:
+class FeaturesAndHead(Protocol):
+    """What a file of weights gives."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """[n, F] of images [n, c, h, w] in [-1, 1]."""
+        ...
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits [n, classes]."""
+        ...
+
+
+def build_described(described: Mapping[str, Any]) -> Any:
+    """The network that these settings describe, with fresh weights. Raises ValueError."""
+    network, model = (_settings(described[part]) for part in ("network", "model"))
+    return network.build(model)
+
+
+def _settings(tree: Mapping[str, Any]) -> Any:
+    kind: Any = load_class(tree["name"])
+    return TypeAdapter(kind).validate_python({name: value for name, value in tree.items() if name != "name"})
+
+
+def read_small(path: str, setting: str = "evaluation.classifier") -> tuple[Any, ClassifierInfo, str]:
     """What `save_classifier` wrote, in evaluation mode, and the file's sha256. Raises `SettingError`."""
     cure = "make it with `python -m trainer.train_classifier TRAIN_SHARDS TEST_SHARDS --out FILE`"
     file = read_weights(path, setting, cure)
@@ -79,11 +109,21 @@ def read_small(path: str, setting: str = "evaluation.classifier") -> tuple[Small
     fields = json.loads(text)
     sequences = {name: tuple(fields.get(name, ())) for name in ("class_names", "class_ids")}
     info = ClassifierInfo(**{**fields, **sequences})
-    model = SmallClassifier(info.image_channels, len(info.class_names), info.width)
+    model: Any
+    if info.described is None:
+        model = SmallClassifier(info.image_channels, len(info.class_names), info.width)
+    else:
+        try:
+            model = build_described(info.described)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise SettingError(
+                f"{setting}: the network of {path} cannot be built ({reason}); export it again"
+            ) from None
     model.load_state_dict(file.tensors)
     return model.eval(), info, file.sha256
 
 
-def load_classifier(path: str) -> tuple[SmallClassifier, ClassifierInfo]:
+def load_classifier(path: str) -> tuple[Any, ClassifierInfo]:
     """Read what `save_classifier` wrote, in evaluation mode. Raises `SettingError`."""
     return read_small(path)[:2]

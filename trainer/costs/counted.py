@@ -35,16 +35,18 @@ class Cost:
         return sum(count * self.turns[player] for player, count in times.items())
 
 
-def turns_of(config: Config) -> dict[str, int]:
-    """How many turns each player has in the first iteration."""
+def turns_of(config: Config, iteration: int = 0) -> dict[str, int]:
+    """How many turns each player has in an iteration."""
     times: dict[str, int] = {}
-    for turn in config.objective.build(config.problem()).turns(0):
+    for turn in config.objective.build(config.problem()).turns(iteration):
         times[turn.player] = times.get(turn.player, 0) + 1
     return times
 
 
-def count(config: Config, speed: SpeedConfig, device: torch.device, precision: Precision = "fp32") -> Cost:
-    """Costs of one replica under `speed`, in the forms chosen for `device`, of the first iteration; nothing is computed."""
+def count(
+    config: Config, speed: SpeedConfig, device: torch.device, precision: Precision = "fp32", iteration: int = 0
+) -> Cost:
+    """Costs of one replica under `speed`, in the forms chosen for `device`, of an iteration; nothing is computed."""
     model, method, meta = config.model, config.objective.build(config.problem()), torch.device("meta")
     launch = Launch(rank=0, world_size=1, local_rank=0, device=device, precision=precision, strategy="single")
     with meta:
@@ -52,7 +54,7 @@ def count(config: Config, speed: SpeedConfig, device: torch.device, precision: P
         apply_speed(speed, modules, model.resolution, launch)
     operations: dict[str, float] = {}
     kept_bytes = 0
-    for turn in method.turns(0):
+    for turn in method.turns(iteration):
         if turn.player in operations:
             continue
         with meta:

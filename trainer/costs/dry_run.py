@@ -1,6 +1,6 @@
 """What a run would do and cost, without data and without a GPU."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
@@ -9,7 +9,7 @@ from trainer.config import Config, as_yaml
 from trainer.costs.counted import count
 from trainer.methods import schedule
 from trainer.methods.places import samples_before, sources_of
-from trainer.methods.protocol import Method
+from trainer.methods.protocol import Method, Segment, Segmented
 from trainer.methods.terms import guidance
 from trainer.processes.launch import Launch, held_description
 
@@ -34,11 +34,25 @@ def describe(config: Config, launch: Launch) -> str:
                 *guidance.describe(config.classifier_loss),
             ]
         ),
-        "memory of one process, estimated": "\n".join(_memory(config, launch, sum(counts.values()))),
+        **(
+            {"segments": segment_table(method.segments(config.run.iterations))} if isinstance(method, Segmented) else {}
+        ),
+        "memory of one process, estimated": "\n".join(_memory(config, launch, sum(counts.values()), method)),
         "traffic, estimated": "\n".join(_traffic(config, launch, method, of_players)),
     }
     body = "\n\n".join(f"# {title}\n{text}" for title, text in sections.items())
     return f"{body}\n\ndry run: nothing was read or written"
+
+
+def segment_table(segments: Sequence[Segment], more: Mapping[str, Sequence[str]] | None = None) -> str:
+    """The segments of a method whose turns change, one a row; `more`: further columns by their heads."""
+    more = more or {}
+    heads = ["iterations", *segments[0].described, *more]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for number, segment in enumerate(segments):
+        cells = [*segment.described.values(), *(column[number] for column in more.values())]
+        lines.append(f"| {segment.begin:,} to {segment.end:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _batch(config: Config, launch: Launch, method: Method) -> list[str]:
@@ -63,7 +77,9 @@ def _batch(config: Config, launch: Launch, method: Method) -> list[str]:
     ]
 
 
-def _memory(config: Config, launch: Launch, parameters: int) -> list[str]:
+def _memory(config: Config, launch: Launch, parameters: int, method: Method) -> list[str]:
+    """Of the first iteration, or of the last one where networks grow and it needs more."""
+    ends = (0, config.run.iterations - 1) if isinstance(method, Segmented) else (0,)
     held = len(launch.held_replicas(config.batch.replicas))
     state = state_bytes(parameters, launch.strategy, launch.world_size) / MIB
     lines = [
@@ -72,7 +88,8 @@ def _memory(config: Config, launch: Launch, parameters: int) -> list[str]:
     if each := memory_bytes(config):
         lines.append(f"what the method remembers: {held} x {each / MIB:,.1f} MiB (replicas x each)")
     try:
-        kept = held * count(config, config.speed, launch.device, launch.precision).activations / MIB
+        costs = [count(config, config.speed, launch.device, launch.precision, iteration) for iteration in ends]
+        kept = held * max(cost.activations for cost in costs) / MIB
     except KeyError:  # a field that random images do not have
         return [*lines, "activations: not counted, since the method reads samples other than images"]
     return [

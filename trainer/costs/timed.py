@@ -28,9 +28,9 @@ class Step:
         return sum(count * self.turns[player] for player, count in times.items())
 
 
-def measured_turns(config: Config) -> list[Turn]:
-    """The first iteration's turns, of those of one player in a row no more than two: a second one shows what is shared."""
-    turns = config.objective.build(config.problem()).turns(0)
+def measured_turns(config: Config, iteration: int = 0) -> list[Turn]:
+    """An iteration's turns, of those of one player in a row no more than two: a second one shows what is shared."""
+    turns = config.objective.build(config.problem()).turns(iteration)
     return [
         turn
         for number, turn in enumerate(turns)

@@ -5,11 +5,13 @@ from typing import Annotated
 from trainer.foundation.choices import Choice
 from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
+from trainer.methods.pggan import PGGANConfig
+from trainer.methods.sgan import SGANConfig
 from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | CycleGANConfig | SuperResolutionConfig | TaggingConfig,
+    AdversarialConfig | ACGANConfig | CycleGANConfig | PGGANConfig | SGANConfig | SuperResolutionConfig | TaggingConfig,
     Choice(methods=("build", "check")),
 ]
 """The section `objective`."""

@@ -12,9 +12,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from trainer.foundation import keys
-from trainer.foundation.errors import SettingError
 from trainer.foundation.keys import Keys
-from trainer.methods.problem import Problem
+from trainer.methods.problem import Problem, check_images
 from trainer.methods.protocol import NO_NAMES, ClassNames, Networks, Sampler, Shards, Tensors, Turn
 from trainer.methods.sampling import ClassConditions, LatentSampler
 from trainer.methods.terms.classes import ClassTerm
@@ -129,20 +128,7 @@ class AdversarialMethod:
 
     def check(self, sources: Mapping[str, Shards]) -> None:
         """Raise `SettingError` unless the networks are made for the images of the source `data`."""
-        model, (url, manifest) = self.problem.model, sources["data"]
-        where = f"the shards in {url} hold"
-        for setting, asked, found in (
-            ("model.resolution", model.resolution, manifest.resolution),
-            ("model.image_channels", model.image_channels, manifest.channels),
-        ):
-            if asked != found:
-                raise SettingError(f"{setting}: is {asked}, but {where} images with {found}; set it to {found}")
-        classes = len(manifest.classes)
-        if model.classes not in (0, classes):
-            raise SettingError(
-                f"model.classes: is {model.classes}, but {where} {classes} classes; set it to {classes}, or to 0 for no "
-                "condition"
-            )
+        check_images(self.problem.model, sources["data"])
 
     def turns(self, iteration: int) -> list[Turn]:
         """The generator's turn, number 0, first or last; the discriminator's are 1, 2, ..."""
@@ -229,7 +215,8 @@ class AdversarialMethod:
             real, fake = D(real_images, real_labels), D(fake_images, fake_labels)
         else:
             n = len(real_images)
-            logits, class_logits = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+            both = D(torch.cat([real_images, fake_images]), torch.cat([real_labels, fake_labels]))
+            logits, class_logits = both.logits, both.class_logits
             real = DiscriminatorOutput(logits[:n], None if class_logits is None else class_logits[:n])
             fake = DiscriminatorOutput(logits[n:], None if class_logits is None else class_logits[n:])
         return Seen(D, fake_images, fake_labels, fake, real_images, real_labels, real)

@@ -69,6 +69,26 @@ class Segmented(Protocol):
         ...
 
 
+@runtime_checkable
+class StartsFromData(Protocol):
+    """A method some of whose initial values come from real samples, such as the scales of weight normalisation."""
+
+    first: Mapping[str, int]
+    """Real samples that it looks at, by source: the first ones of the run's order, without noise or mirroring."""
+
+    def start(self, networks: Mapping[str, nn.Module], real: Mapping[str, Tensors]) -> None:
+        """Give the fresh networks their values. torch's default generator is seeded. Once, at iteration 0."""
+        ...
+
+
+def results_of(method: "Method") -> tuple[str, ...]:
+    """The players whose networks are the results: `shown`, and the players that the method names in `kept`, if it has it.
+
+    All of them are averaged, given to the sampler and exported.
+    """
+    return (method.shown, *getattr(method, "kept", ()))
+
+
 class Shards(NamedTuple):
     """What a source reads."""
 
@@ -185,7 +205,7 @@ class Method(Protocol):
         ...
 
     def sampler(self, networks: Mapping[str, nn.Module], classes: ClassNames = NO_NAMES) -> Sampler:
-        """The sampler of the networks of `shown`."""
+        """The sampler of the networks of `shown`, and of those that are `kept`."""
         ...
 
 

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -158,6 +158,29 @@ class Truncating(Protocol):
 
     def truncated(self, bound: float) -> Sampler:
         """The sampler with this bound, which is above 0; what it bounds is the method's."""
+        ...
+
+
+@runtime_checkable
+class Classifying(Protocol):
+    """A sampler that has a trained classifier as well."""
+
+    described: Mapping[str, Any]
+    """How the classifier is built again: `model` and `network`, each with its settings class as `name`."""
+
+    @property
+    def classifier(self) -> nn.Module:
+        """`head(features(images))` are the class logits [n, K] of images [n, C, H, W] in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Growing(Protocol):
+    """A sampler whose networks grow. What they have grown to becomes part of every record of a measurement."""
+
+    @property
+    def grown(self) -> Mapping[str, float]:
+        """The form of the networks, as in `Turn.form`: {"resolution": 16, "fade": 0.5}."""
         ...
 
 

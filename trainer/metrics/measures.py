@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.foundation.errors import SettingError
 from trainer.metrics.accuracy import Accuracy
+from trainer.metrics.classification import Classification
 from trainer.metrics.fid import Frechet
 from trainer.metrics.fidelity import Fidelity, PairAccuracy
 from trainer.metrics.inception_score import Inception
@@ -19,6 +20,7 @@ from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
 from trainer.metrics.round_trip import RoundTrip
 from trainer.metrics.strips import Strips
+from trainer.metrics.swd import PatchDistance
 from trainer.metrics.tags import Tags
 
 MEASURES: list[type[Measure]] = [
@@ -28,6 +30,7 @@ MEASURES: list[type[Measure]] = [
     PrecisionAndRecall,
     Accuracy,
     Resolutions,
+    PatchDistance,
     MsSsim,
     IntraFrechet,
     Neighbours,
@@ -36,6 +39,7 @@ MEASURES: list[type[Measure]] = [
     PairAccuracy,
     RoundTrip,
     Parzen,
+    Classification,
     Tags,
 ]
 """In the order in which they are measured, recorded and reported."""

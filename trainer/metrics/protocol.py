@@ -71,6 +71,8 @@ class Needs:
     """`Setting.judged`: features of all real images by the judge, where they are at no cost or --real asks for them."""
     classes: bool = False
     """The generator's classes are those of the real images."""
+    labels: bool = False
+    """The training's classes are those of the real images, whether or not the generator knows them."""
     images: bool = True
     """The samples are images, as large as the real ones; False: any samples."""
 

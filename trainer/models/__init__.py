@@ -14,6 +14,12 @@ from trainer.foundation.choices import Choice
 from trainer.models.conditioning import DiscriminatorOutput
 from trainer.models.config import BY_CLASS, ModelConfig, NetworkConfig, check_signature, classifies, couples_samples
 from trainer.models.dcgan import DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.improved import (
+    ImprovedConvDiscriminatorConfig,
+    ImprovedConvGeneratorConfig,
+    ImprovedMLPDiscriminatorConfig,
+    ImprovedMLPGeneratorConfig,
+)
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.replicas import replica_passes
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
@@ -21,12 +27,21 @@ from trainer.models.translation import PatchDiscriminatorConfig, TranslatorConfi
 from trainer.models.upscaling import PairDiscriminatorConfig, UpscalerConfig
 
 GeneratorConfig = Annotated[
-    ResNetGeneratorConfig | DCGANGeneratorConfig | MLPGeneratorConfig | TranslatorConfig | UpscalerConfig, Choice()
+    ResNetGeneratorConfig
+    | DCGANGeneratorConfig
+    | MLPGeneratorConfig
+    | ImprovedMLPGeneratorConfig
+    | ImprovedConvGeneratorConfig
+    | TranslatorConfig
+    | UpscalerConfig,
+    Choice(),
 ]
 DiscriminatorConfig = Annotated[
     ResNetDiscriminatorConfig
     | DCGANDiscriminatorConfig
     | MaxoutDiscriminatorConfig
+    | ImprovedMLPDiscriminatorConfig
+    | ImprovedConvDiscriminatorConfig
     | PatchDiscriminatorConfig
     | PairDiscriminatorConfig,
     Choice(),

@@ -27,6 +27,8 @@ class DiscriminatorOutput(NamedTuple):
     """[B], float32: high for images taken as real."""
     class_logits: Tensor | None = None
     """[B, K], float32: the auxiliary classifier's logits; None where there is none."""
+    features: Tensor | None = None
+    """[B, F]: what feature matching compares; None where the network does not give them."""
 
 
 class ConditionalBatchNorm2d(nn.Module):

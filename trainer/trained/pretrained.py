@@ -15,7 +15,6 @@ from torch import Tensor
 
 from data_pipeline.errors import DataError
 from data_pipeline.manifest.format import load_manifest
-from data_pipeline.reading.selection import select_classes
 from trainer.checkpoint.names import committed
 from trainer.foundation import keys
 from trainer.foundation.errors import SettingError
@@ -161,7 +160,7 @@ def _class_names(trained: "Trained") -> ClassNames:
     found = ClassNames(tuple(info.get("class_names") or ()), tuple(info.get("class_ids", ())))
     if not found.names:
         try:
-            manifest = select_classes(load_manifest(config.data.shards), config.data.classes)
+            manifest = config.data.selected(load_manifest(config.data.shards))
         except DataError:
             return NO_NAMES
         found = ClassNames(manifest.class_names, tuple(entry.id for entry in manifest.classes))

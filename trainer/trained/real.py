@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.manifest.format import Manifest, load_manifest
-from data_pipeline.reading.selection import class_numbers, select_classes
+from data_pipeline.reading.selection import class_numbers
 from data_pipeline.reading.stream import DataConfig, open_stream
 from trainer.methods.protocol import Sampler, Tensors
 from trainer.methods.sampling import FromData
@@ -32,7 +32,7 @@ class RealChunk(NamedTuple):
 
 def manifest_of(data: DataConfig) -> Manifest:
     """Of the shards, with the selection of classes; raises DataError."""
-    return select_classes(load_manifest(data.shards), data.classes)
+    return data.selected(load_manifest(data.shards))
 
 
 def real_chunks(data: DataConfig, first: int = 0, last: int | None = None) -> Iterator[RealChunk]:

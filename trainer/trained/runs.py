@@ -13,7 +13,7 @@ from trainer.config import Config, config_from_tree
 from trainer.foundation.errors import CheckpointError
 from trainer.methods import ObjectiveConfig
 from trainer.methods.problem import Problem
-from trainer.methods.protocol import NO_NAMES, ClassNames, Method, Sampler
+from trainer.methods.protocol import NO_NAMES, ClassNames, Method, Sampler, results_of
 from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.models import DiscriminatorConfig, GeneratorConfig, ModelConfig
 from trainer.trained.real import bind_data
@@ -51,8 +51,8 @@ def method_of(recipe: Recipe) -> Method:
 
 
 def shown_networks(method: Method) -> dict[str, nn.Module]:
-    """The networks of the player that is sampled, by name, with fresh weights."""
-    return {name: method.build(name) for name in method.players[method.shown]}
+    """The networks of the players that are looked at, by name, with fresh weights."""
+    return {name: method.build(name) for player in results_of(method) for name in method.players[player]}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Trained:
     """Networks in evaluation mode, and where they come from."""
 
     networks: Mapping[str, nn.Module]
-    """Those of the player that is sampled, by name."""
+    """Those of the players that are looked at, by name."""
     config: Config
     iteration: int
     averaged: bool
@@ -93,9 +93,12 @@ def load_trained(run: str, iteration: int | None = None, average: bool | None = 
     averaged = has_average if average is None else average
     method = method_of(Recipe.of(config))
     networks = shown_networks(method)
-    weights = below("ema" if averaged else method.shown, restored.tensors)
-    for network, module in networks.items():
-        put_weights(module, weights if len(networks) == 1 else below(network, weights))
+    for player in results_of(method):
+        names = method.players[player]
+        weights = below("ema" if averaged else player, restored.tensors)
+        alone = len(networks if averaged else names) == 1
+        for network in names:
+            put_weights(networks[network], weights if alone else below(network, weights))
     return Trained(
         networks,
         config,

@@ -210,7 +210,8 @@ class Keeper:
             error = found
         share_failure(self.launch, error)
         self.fingerprints = {name: manifest.fingerprint for name, manifest in manifests.items()}
-        self.classes = manifests["data"].classes if "data" in manifests else ()
+        first = [manifests["data"]] if "data" in manifests else []
+        self.classes = next((manifest.classes for manifest in [*first, *manifests.values()] if manifest.classes), ())
 
     def due(self, scheduled: bool, iteration: int) -> bool:
         """Whether the main process wants to save now. What must end the run is kept for `raise_failure`."""

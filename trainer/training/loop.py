@@ -1,22 +1,22 @@
 """The only training loop."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from data_pipeline.manifest.format import load_manifest
-from data_pipeline.reading.selection import select_classes
-from data_pipeline.reading.stream import open_stream
+from data_pipeline.reading.stream import Stream, open_stream
 from trainer.config import Config, as_yaml, check_launch, section_of
 from trainer.foundation.arithmetic import Arithmetic, set_arithmetic, slowness
 from trainer.foundation.errors import NonFinite, SettingError
 from trainer.foundation.log import run_log
+from trainer.foundation.pixels import normalise
 from trainer.foundation.stores import Store
 from trainer.methods.places import batches_from, samples_before, sources_of
-from trainer.methods.protocol import Method, Shards
+from trainer.methods.protocol import Method, Shards, StartsFromData, Tensors
 from trainer.methods.schedule import learning_rate_factor
 from trainer.metrics.accuracy import GeneratedAccuracy
 from trainer.processes.launch import Launch, sum_over_processes
@@ -79,7 +79,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
     with ExitStack() as stack:
         # State: a function of the seed, then replaced by the newest commit.
         stop = stack.enter_context(StopRequest(run.dir if launch.is_main else None))
-        state = State(config, method, launch)
+        state = State(config, method, launch, first_samples(config, method))
         folder = stack.enter_context(RunFolder(run.dir)) if launch.is_main else None
         keeper = stack.enter_context(closing(Keeper(config, launch, before_write=folder.push if folder else None)))
         start, sources = _begin(config, method, launch, state, stage, keeper, stack)
@@ -138,7 +138,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
             draws = Draws(method, sources, run.seed, iteration, state.rollbacks, held, launch.device, seeded)
             samples = batch.replicas * sum(sum(turn.reads.values()) for turn in turns)
             if state.ema and config.ema.taken == "before":
-                state.ema.update(state.shown.modules, iteration, samples)
+                state.ema.update(state.results, iteration, samples)
             scalars = run_iteration(
                 method,
                 state.players,
@@ -153,7 +153,7 @@ def _train(config: Config, launch: Launch, attempt: _Attempt) -> bool:
                 speed=config.speed,
             )
             if state.ema and config.ema.taken == "after":
-                state.ema.update(state.shown.modules, iteration, samples)
+                state.ema.update(state.results, iteration, samples)
             report.add(scalars)
             if telemetry:
                 telemetry.advance()
@@ -177,10 +177,10 @@ def _begin(
         start = keeper.resume(state)
         stage.resume(state)
         with ExitStack() as opened:
-            sources = {
-                name: opened.enter_context(open_source(config, method, name, launch, start))
-                for name in sources_of(method)
-            }
+            sources: dict[str, Source] = {}
+            for name in sources_of(method):
+                others = [source.stream for source in sources.values()]
+                sources[name] = opened.enter_context(open_source(config, method, name, launch, start, others))
             keeper.check_data({name: source.stream.manifest for name, source in sources.items()})
             check_state(launch, keeper.fingerprints, state.players)
             if keeper.take_over():
@@ -199,15 +199,17 @@ def _shards(config: Config, name: str) -> Shards:
                     f"{section}.classes: {entry} is the number of a class and the name of another one; put it in quotes for "
                     "the name, or give names alone"
                 )
-    manifest = select_classes(whole, settings.classes)
+    manifest = settings.selected(whole)
     if settings.horizontal_flip and "image" not in manifest.fields:
         raise SettingError(f"{section}.horizontal_flip: is true, but the shards hold no images; set it to false")
     return Shards(settings.shards, manifest)
 
 
 @contextmanager
-def open_source(config: Config, method: Method, name: str, launch: Launch, start: int) -> Iterator[Source]:
-    """A source whose stream is at the first batch of iteration `start`."""
+def open_source(
+    config: Config, method: Method, name: str, launch: Launch, start: int, others: Sequence[Stream] = ()
+) -> Iterator[Source]:
+    """A source whose stream is at the first batch of iteration `start`. `others`: the run's streams that are open."""
     settings, replicas = config.source(name), config.batch.replicas
     with open_stream(
         settings,
@@ -217,8 +219,27 @@ def open_source(config: Config, method: Method, name: str, launch: Launch, start
         held=launch.held_replicas(replicas),
         sizes=batches_from(method, name, start),
         first_position=samples_before(method, name, start),
+        others=others,
     ) as stream:
         yield Source(name, stream, config.batch.dequantize, settings.horizontal_flip)
+
+
+def first_samples(config: Config, method: Method) -> dict[str, Tensors] | None:
+    """What a method that starts from data looks at: the first samples of each source; None for any other method.
+
+    Every process reads them, also where the run resumes and the checkpoint replaces what comes of them: there are few.
+    """
+    if not isinstance(method, StartsFromData):
+        return None
+    found: dict[str, Tensors] = {}
+    for name, count in method.first.items():
+        samples, settings = min(count, _shards(config, name).manifest.samples), config.source(name)
+        with open_stream(settings, name=name, seed=config.run.seed, replicas=1, held=[0], sizes=[samples]) as stream:
+            fields = {field: value[0].clone() for field, value in next(stream).fields.items()}
+        if "image" in fields:
+            fields["image"] = normalise(fields["image"])
+        found[name] = fields
+    return found
 
 
 def tune(config: Config, state: State, method: Method, launch: Launch) -> None:

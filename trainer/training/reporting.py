@@ -82,7 +82,12 @@ class Reporter:
         return (
             f"{config.run.dir}: {begin} of {config.run.iterations:,}; "
             f"{held_description(self.launch, config.batch.replicas)}; "
-            f"{manifest.samples:,} {manifest.fields[0]}s{f' of {len(manifest.classes)} classes' if manifest.labelled else ''}"
+            f"{_samples(manifest)}"
+            + "".join(
+                f"; {name}: {_samples(source.stream.manifest)}"
+                for name, source in self.sources.items()
+                if source.stream.manifest is not manifest
+            )
         )
 
     def add(self, scalars: Scalars) -> None:
@@ -113,8 +118,9 @@ class Reporter:
         seconds = max(time.monotonic() - self._began, 1e-9)
         factor = learning_rate_factor(config.schedule, iteration - 1)
         read = self.real_samples(iteration)
+        rates = {turn.player: turn.rate for turn in reversed(self.method.turns(iteration - 1))}
         values |= {
-            f"learning_rate/{player}": config.optimizer.of(player).learning_rate * factor
+            f"learning_rate/{player}": config.optimizer.of(player).learning_rate * factor * rates.get(player, 1.0)
             for player in self.method.players
         }
         values |= {
@@ -210,3 +216,12 @@ def _curve(name: str) -> str:
     """The curve's name of a scalar PLAYER/NAME: a player's loss is loss/PLAYER."""
     player, _, last = name.partition("/")
     return f"loss/{player}" if last == "loss" else CURVE_NAMES.get(name, name)
+
+
+def _samples(manifest: Manifest) -> str:
+    """How many samples a source has; of few labelled ones also how many of each class."""
+    if not manifest.labelled:
+        return f"{manifest.samples:,} {manifest.fields[0]}s"
+    counts = [entry.samples for entry in manifest.classes]
+    each = f" ({', '.join(map(str, counts))})" if sum(counts) <= 100 * len(counts) <= 2000 else ""
+    return f"{manifest.samples:,} {manifest.fields[0]}s of {len(counts)} classes{each}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.config import Config
 from trainer.foundation import keys
 from trainer.foundation.errors import CheckpointError, SettingError
-from trainer.methods.protocol import ChecksMemory, Method, Tensors
+from trainer.methods.protocol import ChecksMemory, Method, StartsFromData, Tensors, results_of
 from trainer.methods.terms import guidance
 from trainer.models.synchronised import synchronise_norms
 from trainer.players import ema
@@ -33,13 +33,21 @@ MEMORY = "memory/"
 class State:
     """Built from the seed, or taken from the newest commit."""
 
-    def __init__(self, config: Config, method: Method, launch: Launch) -> None:
-        """Raises `SettingError` where launch and method do not go together."""
+    def __init__(
+        self, config: Config, method: Method, launch: Launch, first: Mapping[str, Tensors] | None = None
+    ) -> None:
+        """`first`: the real samples that a `StartsFromData` looks at, where the run begins.
+
+        Raises `SettingError` where launch and method do not go together.
+        """
         self.launch, self.replicas = launch, config.batch.replicas
         self._method, self._seed = method, config.run.seed
         modules = {
             network: _built(method, network, config.run.seed) for nets in method.players.values() for network in nets
         }
+        if first is not None and isinstance(method, StartsFromData):
+            torch.manual_seed(keys.key(config.run.seed, "start from data"))
+            method.start(modules, first)
         if config.batch.synchronised_norm:
             synchronise_norms(*modules.values())
         apply_speed(config.speed, modules, config.model.resolution, launch)
@@ -55,8 +63,11 @@ class State:
             )
             for player, networks in method.players.items()
         }
-        self.shown = self.players[method.shown]
-        self.ema = Ema(self.shown.modules, config.ema) if config.ema.on else None
+        self.results = {
+            name: module for player in results_of(method) for name, module in self.players[player].modules.items()
+        }
+        """The networks that are looked at, as they are trained."""
+        self.ema = Ema(self.results, config.ema) if config.ema.on else None
         self.rollbacks = 0
         """How often the run has gone back after numbers that were not finite; the draws depend on it."""
         self.marks: dict[str, Tensor] = {}
@@ -78,7 +89,7 @@ class State:
     @property
     def sampled(self) -> dict[str, nn.Module]:
         """The networks that are looked at: the moving average where there is one."""
-        return self.ema.modules if self.ema else self.shown.modules
+        return self.ema.modules if self.ema else self.results
 
     def tensors(self) -> dict[str, Tensor]:
         """The full logical state, by name, where it lies: on the device, but for what the host alone knows.

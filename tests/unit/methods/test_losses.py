@@ -24,6 +24,7 @@ EQUATIONS = {
     "non_saturating": (lambda r: -log_sigmoid(r), lambda f: -log_sigmoid(-f), lambda f: -log_sigmoid(f)),
     "minimax": (lambda r: -log_sigmoid(r), lambda f: -log_sigmoid(-f), lambda f: log_sigmoid(-f)),
     "least_squares": (lambda r: (r - 1) ** 2 / 2, lambda f: f**2 / 2, lambda f: (f - 1) ** 2 / 2),
+    "inverted_least_squares": (lambda r: r**2, lambda f: 0.1 * (f - 1) ** 2, lambda f: f**2),
     "wasserstein": (lambda r: -r, lambda f: f, lambda f: -f),
 }
 

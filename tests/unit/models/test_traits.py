@@ -8,6 +8,12 @@ from trainer.foundation.errors import SettingError
 from trainer.models import ModelConfig, classifies, couples_samples, replica_passes, traits
 from trainer.models.conditioning import AuxiliaryClassifierConfig, ConcatConfig, ProjectionConfig, UnconditionalConfig
 from trainer.models.dcgan import ActivationNoise, DCGANDiscriminatorConfig, DCGANGeneratorConfig
+from trainer.models.improved import (
+    ImprovedConvDiscriminatorConfig,
+    ImprovedConvGeneratorConfig,
+    ImprovedMLPDiscriminatorConfig,
+    ImprovedMLPGeneratorConfig,
+)
 from trainer.models.layers import Convolution
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
@@ -19,6 +25,8 @@ GENERATORS = {
     "resnet": ResNetGeneratorConfig(channels=2),
     "resnet, conditional last norm": ResNetGeneratorConfig(channels=2, final_norm="conditional"),
     "dcgan": DCGANGeneratorConfig(),
+    "improved_mlp": ImprovedMLPGeneratorConfig(),
+    "improved_conv": ImprovedConvGeneratorConfig(widths=(8, 6, 4)),
     "mlp": MLPGeneratorConfig(),
     "mlp without draws": MLPGeneratorConfig(dropout=0),
 }
@@ -30,6 +38,9 @@ DISCRIMINATORS = {
     "dcgan": DCGANDiscriminatorConfig(activation_noise=0.1),
     "dcgan with noise alone": DCGANDiscriminatorConfig(dropout=0, activation_noise=0.1),
     "dcgan without draws": DCGANDiscriminatorConfig(dropout=0),
+    "improved_mlp": ImprovedMLPDiscriminatorConfig(),
+    "improved_conv": ImprovedConvDiscriminatorConfig(widths=(4, 6)),
+    "improved_conv without draws": ImprovedConvDiscriminatorConfig(widths=(4, 6), dropout=0, input_dropout=0),
     "maxout": MaxoutDiscriminatorConfig(),
     "maxout without draws": MaxoutDiscriminatorConfig(dropout=0, input_dropout=0),
 }

@@ -52,6 +52,16 @@ def least_squares_generator(fake: Tensor) -> Tensor:
     return 0.5 * (fake - 1).square().mean()
 
 
+def inverted_least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """E D(x)^2 + 0.1 E (D(G(z)) - 1)^2 (Karras et al. 2018, appendix B; the weight 0.1 is the official code's)."""
+    return real.square().mean() + 0.1 * (fake - 1).square().mean()
+
+
+def inverted_least_squares_generator(fake: Tensor) -> Tensor:
+    """E D(G(z))^2: here real images have the score 0."""
+    return fake.square().mean()
+
+
 def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """E D(G(z)) - E D(x) (Arjovsky et al. 2017, Eq. 3, with the sign turned round)."""
     return fake.mean() - real.mean()
@@ -74,6 +84,7 @@ LOSSES = {
     "non_saturating": Loss(cross_entropy_discriminator, non_saturating_generator),
     "minimax": Loss(cross_entropy_discriminator, minimax_generator),
     "least_squares": Loss(least_squares_discriminator, least_squares_generator),
+    "inverted_least_squares": Loss(inverted_least_squares_discriminator, inverted_least_squares_generator),
     "wasserstein": Loss(wasserstein_discriminator, linear_generator),
 }
 """The losses by name."""

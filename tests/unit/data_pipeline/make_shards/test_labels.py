@@ -99,6 +99,10 @@ def test_imagenets_validation_set(tmp_path: Path, capsys: pytest.CaptureFixture[
     (source / "ILSVRC2012_val_00000004.JPEG").unlink()
     assert run("folder", source, tmp_path / "out2", "--labels", truth) == 1
     assert "names 6 images, but INPUT has no ILSVRC2012_val_00000004.JPEG (1 are missing)" in said(capsys)
+    for number in (0, 4, 1001):  # the last is an inner node of the tree
+        truth.write_text(f"{number}\n")
+        assert run("folder", source, tmp_path / "out2", "--labels", truth) == 1
+        assert "does not say what the numbers of ILSVRC2012_validation_ground_truth.txt mean" in said(capsys)
     (truth.parent / "meta.mat").write_bytes(b"cut")
     assert run("folder", source, tmp_path / "out2", "--labels", truth) == 1
     assert "does not say what the numbers of ILSVRC2012_validation_ground_truth.txt mean" in said(capsys)

@@ -5,47 +5,21 @@ import io
 import json
 import pickle
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data_pipeline.errors import DataError
-from data_pipeline.make_shards import __main__ as make_shards
 from data_pipeline.make_shards.images import ImageOptions, open_image, prepare
 from data_pipeline.make_shards.sources.cifar import load_plain
 from data_pipeline.make_shards.sources.imagenet import readable_names
 from data_pipeline.manifest.content import decode_image
 from data_pipeline.manifest.format import load_manifest
 from data_pipeline.reading.stream import DataConfig, open_stream
-
-
-def run(*arguments: object) -> int:
-    return make_shards.main([*(str(argument) for argument in arguments), "--jobs", "1"])
-
-
-def picture(seed: int, width: int = 40, height: int = 30, mode: str = "RGB") -> Image.Image:
-    """A smooth random picture, which a JPEG keeps well."""
-    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
-
-
-def encoded(image: Image.Image, format: str = "JPEG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def write_folder(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 4) -> Path:
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for k in range(each):
-            (folder / name / f"{k}.jpg").write_bytes(encoded(picture(100 * number + k)))
-    return folder
+from tests.support.lying_data import encoded, fill, picture, run, tar_bytes
 
 
 def everything(folder: Path) -> dict[int, list[bytes]]:
@@ -61,7 +35,7 @@ def everything(folder: Path) -> dict[int, list[bytes]]:
 
 class TestFolder:
     def test_classes_pixels_and_other_files(self, tmp_path: Path) -> None:
-        source = write_folder(tmp_path / "in", ("b", "a", "C"))
+        source = fill(tmp_path / "in", "b", "a", "C", each=4)
         (source / "a" / "notes.txt").write_text("no image")
         (source / "a" / ".DS_Store").write_text("hidden")
         names = tmp_path / "names.txt"
@@ -87,20 +61,20 @@ class TestFolder:
         ("make", "message"),
         [
             (
-                lambda f: write_folder(f / "train"),
+                lambda f: fill(f / "train", "cat", "dog", each=4),
                 "deeper than the sub-folder of a class .*; give .*in/train as INPUT, which has 2 classes",
             ),
-            (lambda f: write_folder(f, ("only",)), "belong to one class"),
+            (lambda f: fill(f, "only", each=4), "belong to one class"),
             (
-                lambda f: (write_folder(f), (f / "x.png").write_bytes(encoded(picture(1), "PNG"))),
+                lambda f: (fill(f, "cat", "dog", each=4), (f / "x.png").write_bytes(encoded(picture(1), "PNG"))),
                 "1 images are in .* itself",
             ),
             (
-                lambda f: write_folder(f) and write_folder(f / "cat" / "deeper"),
+                lambda f: fill(f, "cat", "dog", each=4) and fill(f / "cat" / "deeper", "cat", "dog", each=4),
                 "deeper than the sub-folder of a class .*move them",
             ),
             (
-                lambda f: (write_folder(f), (f / "empty").mkdir(), (f / "empty" / "x.txt").touch()),
+                lambda f: (fill(f, "cat", "dog", each=4), (f / "empty").mkdir(), (f / "empty" / "x.txt").touch()),
                 "empty of .* no images",
             ),
             (lambda f: f.mkdir(), "holds no images"),
@@ -121,7 +95,7 @@ class TestFolder:
     def test_odd_files(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """As in the real ImageNet: CMYK, a PNG named .JPEG, EXIF rotation, 16 bits, alpha, a palette, one pixel,
         broken ones."""
-        source = write_folder(tmp_path / "in", each=1)
+        source = fill(tmp_path / "in", "cat", "dog", each=1)
         odd = source / "cat"
         turned = Image.Exif()
         turned[0x0112] = 6
@@ -139,7 +113,7 @@ class TestFolder:
         frame = twelve_bits.index(b"\xff\xc0")
         twelve_bits[frame + 1], twelve_bits[frame + 4] = 0xC1, 12
         bad = {
-            "truncated.jpg": encoded(picture(7))[:-200],
+            "truncated.jpg": encoded(picture(7, 40, 30))[:-200],
             "twelve.jpg": bytes(twelve_bits),
             "text.jpg": b"<html>404</html>",
             "empty.jpg": b"",
@@ -165,7 +139,7 @@ class TestFolder:
         assert nearest < 4  # JPEG's loss
 
     def test_minimum_side(self, tmp_path: Path) -> None:
-        source = write_folder(tmp_path / "in")
+        source = fill(tmp_path / "in", "cat", "dog", each=4)
         (source / "dog" / "large.jpg").write_bytes(encoded(picture(5, 64, 50)))
         (source / "cat" / "large.jpg").write_bytes(encoded(picture(6, 50, 64)))
         assert run("folder", source, tmp_path / "out", "--minimum-side", 50, "--size", 32) == 0
@@ -174,20 +148,10 @@ class TestFolder:
 
     def test_same_bytes_when_the_folder_moves(self, tmp_path: Path) -> None:
         for place in ("a", "b/c"):
-            assert run("folder", write_folder(tmp_path / place), tmp_path / f"out-{place[0]}") == 0
+            assert run("folder", fill(tmp_path / place, "cat", "dog", each=4), tmp_path / f"out-{place[0]}") == 0
         assert (tmp_path / "out-a" / "manifest.json").read_bytes() == (
             tmp_path / "out-b" / "manifest.json"
         ).read_bytes()
-
-
-def tar_bytes(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
 
 
 class TestImageNet:
@@ -201,9 +165,9 @@ class TestImageNet:
         }
 
     def test_all_forms_are_the_same(self, tmp_path: Path, synsets: dict[str, dict[str, bytes]]) -> None:
-        inner = {f"{key}.tar": tar_bytes(files) for key, files in synsets.items()}
+        inner = {f"{key}.tar": tar_bytes(files.items()) for key, files in synsets.items()}
         (tmp_path / "tar").mkdir()
-        (tmp_path / "tar" / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner))
+        (tmp_path / "tar" / "ILSVRC2012_img_train.tar").write_bytes(tar_bytes(inner.items()))
         (tmp_path / "inner").mkdir()
         for name, data in inner.items():
             (tmp_path / "inner" / name).write_bytes(data)
@@ -238,7 +202,7 @@ class TestImageNet:
         ("change", "message"),
         [
             (lambda data: data[:-3000], "not a whole uncompressed tar|so the tar is cut"),
-            (lambda data: tar_bytes({"val.txt": b"x"}), "holds val.txt, which is not the tar of a WordNet id"),
+            (lambda data: tar_bytes([("val.txt", b"x")]), "holds val.txt, which is not the tar of a WordNet id"),
         ],
     )
     def test_refusals(
@@ -249,12 +213,12 @@ class TestImageNet:
         message: str,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        whole = tar_bytes({f"{key}.tar": tar_bytes(files) for key, files in synsets.items()}).rstrip(b"\0")
+        whole = tar_bytes((f"{key}.tar", tar_bytes(files.items())) for key, files in synsets.items()).rstrip(b"\0")
         (tmp_path / "x.tar").write_bytes(change(whole))
         assert run("imagenet", tmp_path / "x.tar", tmp_path / "out") == 1
         said = capsys.readouterr().err
         assert re.search(message, said), said
-        write_folder(tmp_path / "folders")
+        fill(tmp_path / "folders", "cat", "dog", each=4)
         assert run("imagenet", tmp_path / "folders", tmp_path / "out") == 1
         assert "cat of" in capsys.readouterr().err
 
@@ -274,7 +238,7 @@ class TestCifar:
         rows = [bytes([k % 2]) + image.tobytes() for k, image in enumerate(self.IMAGES)]
         files = {f"cifar-10-batches-bin/data_batch_{k + 1}.bin": b"".join(rows[4 * k : 4 * k + 4]) for k in range(5)}
         files["cifar-10-batches-bin/batches.meta.txt"] = b"airplane\nautomobile\n\n"
-        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(tar_bytes(files)))
+        (tmp_path / "cifar-10-binary.tar.gz").write_bytes(gzip.compress(tar_bytes(files.items())))
         assert run("cifar", tmp_path / "cifar-10-binary.tar.gz", tmp_path / "out") == 0
         self.check(tmp_path / "out", 2)
         assert load_manifest(str(tmp_path / "out")).class_names == ("airplane", "automobile")
@@ -324,7 +288,7 @@ class TestForeignShards:
                 else:
                     files[f"{name}.json"] = json.dumps({"label": label, "caption": "x"}).encode()
                 files[f"{name}.txt"] = b"a caption"
-            (folder / f"part-{shard}.tar").write_bytes(tar_bytes(files))
+            (folder / f"part-{shard}.tar").write_bytes(tar_bytes(files.items()))
         return folder
 
     @pytest.mark.parametrize("style", ["cls", "json"])
@@ -357,17 +321,17 @@ class TestForeignShards:
 
     def test_refusals(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         source = self.write(tmp_path / "in")
-        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 20, 20)), "a.cls": b"1"}))
+        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 20, 20)), "a.cls": b"1"}.items()))
         assert run("shards", source, tmp_path / "out") == 1
         assert "are not of one size: " in capsys.readouterr().err
-        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 16, 16)), "a.cls": b"7"}))
+        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 16, 16)), "a.cls": b"7"}.items()))
         assert run("shards", source, tmp_path / "out") == 1
         assert "labels up to 7 but none is 3" in capsys.readouterr().err
         names = tmp_path / "names"
         names.write_text("a A\nb B\nc C\n")
         assert run("shards", source, tmp_path / "out", "--class-names", names) == 1
         assert "the label 7, outside 0..2" in capsys.readouterr().err
-        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 16, 16))}))
+        (source / "part-2.tar").write_bytes(tar_bytes({"a.jpg": encoded(picture(1, 16, 16))}.items()))
         assert run("shards", source, tmp_path / "out") == 1
         assert "sample a has no .cls file" in capsys.readouterr().err
         (source / "part-2.tar").write_bytes((source / "part-1.tar").read_bytes()[:5000])

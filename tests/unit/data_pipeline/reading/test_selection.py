@@ -1,7 +1,9 @@
 """A part of the classes: the right samples, each once per epoch, with new labels; and refusals with the closest
 name."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,3 +86,46 @@ def test_the_order_runs_over_the_selected_samples(shards: Path, window: int | No
     assert [sorted(epoch) for epoch in epochs] == [[k for k in range(300) if k % 5 in (1, 4)]] * 2
     assert epochs[0] != epochs[1]
     assert load_manifest(str(shards)).samples == 300
+
+
+def drawn(shards: Path, per_class: int | None, seed: int = 0, **more: Any) -> set[tuple[int, bytes]]:
+    """One epoch: labels and pixels."""
+    config = DataConfig(shards=str(shards), labelled_per_class=per_class, subset_seed=seed, **more)
+    samples = config.selected(load_manifest(str(shards))).samples
+    with open_stream(config, seed=5, replicas=1, held=[0], sizes=[samples]) as stream:
+        batch = next(stream)
+        found = [(int(y), image.numpy().tobytes()) for y, image in zip(batch.labels[0], batch.images[0], strict=True)]
+    assert len(set(found)) == len(found) == samples
+    return set(found)
+
+
+def test_so_many_of_each_class_are_drawn_once(tiny_shards: Path) -> None:
+    whole, five = drawn(tiny_shards, None), drawn(tiny_shards, 5)
+    assert five < whole
+    assert sorted(label for label, _ in five) == [0] * 5 + [1] * 5 + [2] * 5
+    assert five == drawn(tiny_shards, 5, shuffle_window=20)  # not a matter of the order
+    assert five < drawn(tiny_shards, 12)  # a smaller number is a part of a larger one
+    assert five != drawn(tiny_shards, 5, seed=1)
+    assert drawn(tiny_shards, 30) == whole
+    some = drawn(tiny_shards, 5, classes=(0, 2))
+    assert some == {(0 if label == 0 else 1, image) for label, image in five if label != 1}
+
+
+def test_the_fingerprint_names_the_subset(tiny_shards: Path) -> None:
+    whole = load_manifest(str(tiny_shards))
+
+    def fingerprint(per_class: int | None, seed: int) -> str:
+        return DataConfig(shards="x", labelled_per_class=per_class, subset_seed=seed).selected(whole).fingerprint
+
+    assert fingerprint(None, 0) == fingerprint(None, 1) == whole.fingerprint
+    assert len({fingerprint(per_class, seed) for per_class in (4, 5) for seed in (0, 1)}) == 4
+
+
+def test_a_subset_that_cannot_be_is_refused(tiny_shards: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"^data\.labelled_per_class: is 31, but the class '0' has 30 samples; give at most"
+    ):
+        DataConfig(shards="x", labelled_per_class=31).selected(load_manifest(str(tiny_shards)))
+    without = replace(load_manifest(str(tiny_shards)), classes=())
+    with pytest.raises(DataError, match=r"^data\.labelled_per_class: the samples of these shards have no class"):
+        DataConfig(shards="x", labelled_per_class=3).selected(without)
