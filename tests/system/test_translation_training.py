@@ -203,6 +203,7 @@ def test_from_1_to_2_to_1_processes_it_is_the_same_experiment(
     print("PROOF method-translation-elastic: PASS 1 -> 2 -> 1 processes, equal sha256 of the state")
 
 
+@pytest.mark.slow
 def test_ddp_sums_differ_by_rounding(
     write: Write, straight: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
@@ -212,6 +213,7 @@ def test_ddp_sums_differ_by_rounding(
     for name, tensor in state_of(tmp_path).items():
         if name.startswith("memory/pool_queries"):
             assert torch.equal(tensor, state_of(straight)[name])
+    print("PROOF method-translation-ddp: PASS 2 processes with DDP's own sums, the pools hold the same queries")
 
 
 @pytest.mark.parametrize("change", [{"run.seed": 6}, {"batch.real_per_replica": 2}])
