@@ -57,7 +57,7 @@ class CheckpointConfig:
     """The YAML's section `checkpoint`: how state is kept. It is saved every `run.checkpoint_every` iterations as well."""
 
     every_minutes: Annotated[float, Field(gt=0)] | None = 10.0
-    """Minutes after the last save at which state is saved in any case, however long iterations take; null: never."""
+    """Minutes after the last save at which state is saved in any case; null: never."""
     file_megabytes: Annotated[int, Field(ge=1, le=4096)] = 64
     """Size of the files that a checkpoint is split into, in MiB; they travel in parallel."""
     asynchronous: bool = True
@@ -95,10 +95,8 @@ class Restored(NamedTuple):
 
 
 class CheckpointStore:
-    """The checkpoints of one run. One process writes (rank 0); any number may read.
-
-    `about` is written into every manifest (configuration, data fingerprint, code version ...). `reached` is called with
-    the name of every step of the protocol, which is where tests kill the process.
+    """The checkpoints of one run. One process writes (rank 0); any number may read. `about` is written into every manifest.
+    `reached` is called with the name of every step of the protocol, which is where tests kill the process.
     """
 
     def __init__(

@@ -145,7 +145,12 @@ def test_what_cannot_be_compared_is_named(run: Path, tmp_path: Path) -> None:
         "seconds": {},
         "iteration": 1,
     }
-    other = {"value": 2.0, "iteration": 9, "seconds": {"x": 1}, "hardware": {"device": "cpu"}}  # older records have none
+    other = {
+        "value": 2.0,
+        "iteration": 9,
+        "seconds": {"x": 1},
+        "hardware": {"device": "cpu"},
+    }  # older records have none
     assert differences([one, one | other]) == []
     assert differences([one, one | {"samples": 200, "features_digest": "b"}]) == ["features_digest", "samples"]
     (run / "measurements.jsonl").write_text("".join(json.dumps(one | more) + "\n" for more in (
