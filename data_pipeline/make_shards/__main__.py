@@ -19,6 +19,7 @@ from data_pipeline.make_shards.sources import parquet
 from data_pipeline.make_shards.sources.base import Source, Unlabelled
 from data_pipeline.make_shards.sources.cifar import CifarSource
 from data_pipeline.make_shards.sources.class_names import read_class_names
+from data_pipeline.make_shards.sources.emojifont import EmojiFontSource
 from data_pipeline.make_shards.sources.folder import FolderSource
 from data_pipeline.make_shards.sources.idx import CLASS_NAMES, IdxSource
 from data_pipeline.make_shards.sources.imagenet import imagenet_source
@@ -42,6 +43,7 @@ SOURCE is one of
   zip         a zip of class folders, or StyleGAN's with dataset.json, read in place
   parquet     Parquet files with a column of image files and one of labels, as on model hubs, read in place
   openmoji    the unpacked npm package openmoji: emoji as colour or line drawings, pixel-aligned, groups as classes
+  emojifont   a colour emoji font with bitmaps and Unicode's emoji-test.txt in one folder, groups as classes
   tags        MIR Flickr 25k, or the package openmoji: a picture once for each of its tags, the tags as classes
   shards      a folder of WebDataset tars whose images all have one size: they are indexed where they are, nothing is copied
 INPUT and OUTPUT are paths or fsspec URLs (s3://bucket/folder). Interrupted, the same command resumes.
@@ -58,6 +60,7 @@ _DEFAULTS = {
     "idx": _SMALL,
     "cifar": _SMALL,
     "openmoji": {"size": 64, "fit": "pad", "encoding": "png"},
+    "emojifont": {"size": 128, "fit": "crop", "encoding": "png"},
     "tags": {"size": 224, "fit": "crop", "encoding": "jpeg"},
 }
 _EVERYWHERE = frozenset(("exclude", "max_unreadable", "unlabelled", "jobs", "overwrite", "dry_run"))
@@ -73,6 +76,7 @@ _MEANINGFUL: dict[str, frozenset[str]] = {
     "idx": _WRITING | {"split", "family"},
     "cifar": _WRITING | {"grey", "split"},
     "openmoji": _WRITING | {"grey", "split", "style", "groups"},
+    "emojifont": _WRITING | {"grey", "split", "groups"},
     "tags": _WRITING - {"unlabelled"} | {"split", "words", "minimum_pictures"},
     "shards": _EVERYWHERE | {"class_names", "image_field", "label_field"},
 }
@@ -84,6 +88,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "cifar": ("train", "test"),
     "parquet": tuple(parquet.SPLITS),
     "openmoji": tuple(SPLITS),
+    "emojifont": tuple(SPLITS),
     "tags": ("train", "test"),
 }
 """What --split may be for a SOURCE."""
@@ -148,15 +153,18 @@ def _parser() -> argparse.ArgumentParser:
     fields.add_argument(
         "--label-field", metavar="NAME", help="suffix of the member, or column, with the label (cls or json; label)"
     )
-    parts = parser.add_argument_group("idx, cifar, parquet, openmoji and tags")
+    parts = parser.add_argument_group("idx, cifar, parquet, openmoji, emojifont and tags")
     parts.add_argument(
         "--split",
         choices=list(dict.fromkeys(split for splits in _SPLITS.values() for split in splits)),
-        help="(train; of parquet: the only one); a and b are halves of openmoji's train without a common emoji",
+        help="(train; of parquet: the only one); a and b are halves of the emoji's train without a common one",
     )
     parts.add_argument("--style", choices=list(STYLES), help="of openmoji (colour)")
     parts.add_argument(
-        "--groups", type=names_of, metavar="NAMES", help="of openmoji, with commas (all but component and flags)"
+        "--groups",
+        type=names_of,
+        metavar="NAMES",
+        help="of openmoji and emojifont, with commas (all but component, of openmoji also but flags)",
     )
     parts.add_argument(
         "--words", metavar="FILE", help="of tags: word vectors (word2vec or GloVe); tags without one are left out"
@@ -241,6 +249,8 @@ def _source(
             side = max(options.width, options.height)
             style, split = given.style or "colour", given.split or "train"
             return OpenMojiSource(folder, style=style, split=split, groups=given.groups or (), side=side)
+        case "emojifont":
+            return EmojiFontSource(folder, split=given.split or "train", groups=given.groups or ())
         case "tags":
             least, side = given.minimum_pictures or 5, max(options.width, options.height)
             return TagsSource(folder, split=given.split or "train", words=given.words, least=least, side=side)

@@ -1,5 +1,6 @@
 """Pictures with tags, their vocabulary and split; word vectors from files and from text. All data are the test's own."""
 
+import json
 import re
 import struct
 from collections.abc import Callable
@@ -155,6 +156,49 @@ def test_refusals(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert re.search(message, said), said
+
+
+def write_emoji(folder: Path, count: int = 24) -> Path:
+    """A package of squares: all are a square, every second is a dark one; the woman and the man are one emoji."""
+    codes = [*(f"1F{400 + n}" for n in range(count)), "1F469-200D-1F680", "1F468-200D-1F680"]
+    rows = [
+        {
+            "hexcode": code,
+            "group": "shapes",
+            "annotation": "Square",
+            "tags": "dark" if n % 2 else "",
+            "openmoji_tags": "square, dark" if n % 2 else "square",
+            "skintone": "",
+        }
+        for n, code in enumerate(codes)
+    ]
+    for place in ("data", "color/svg", "black/svg"):
+        (folder / place).mkdir(parents=True)
+    (folder / "data/openmoji.json").write_text(json.dumps(rows))
+    for n, code in enumerate(codes):
+        shape = f'<rect x="{n}" y="9" width="30" height="30" fill="#{n:02x}40c0"/>'
+        svg = f'<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg">{shape}</svg>'
+        (folder / f"color/svg/{code}.svg").write_text(svg)
+    return folder
+
+
+def test_emoji_are_split_by_family_and_drawn_in_colour(tmp_path: Path) -> None:
+    package = write_emoji(tmp_path / "package")
+    source = {split: TagsSource(Folder(package), split=split, side=36) for split in ("train", "test")}
+    found = {split: pairs(entry) for split, entry in source.items()}
+    # Each tag once, though it is the name, a tag and an OpenMoji tag.
+    assert all(len(set(entries)) == len(entries) for entries in found.values())
+    names = {split: {name for name, _ in entries} for split, entries in found.items()}
+    assert not names["train"] & names["test"]
+    assert len(names["train"] | names["test"]) == 26
+    assert len([split for split in names if any("200D" in name for name in names[split])]) == 1
+    dark = {name for entries in found.values() for name, tag in entries if tag == "dark"}
+    assert dark == {f"1F{400 + n}" for n in range(1, 24, 2)} | {"1F468-200D-1F680"}
+    listing = source["train"].listing()
+    assert dict(listing.notice)["licence"] == "CC BY-SA 4.0"
+    image = source["train"].image(listing.items[0])
+    assert image.size == (36, 36)
+    assert image.convert("RGBA").getpixel((10, 12))[1:] == (0x40, 0xC0, 255)
 
 
 TEXT = "The cat sat on a red mat\n\nred cat, RED dog\n"
