@@ -3,10 +3,14 @@
 SNAPSHOT is a generator's, a discriminator's or a whole trainer's .npz of pfnet-research/sngan_projection; both networks'
 files may be given together. RUN then can be sampled, evaluated and exported; with a discriminator it can be trained on.
 The settings are read off the arrays' shapes, or taken from `--config`.
+
+`python -m trainer.convert PUBLISHED.pkl EXPORT`: a published pickle of networks that grow becomes an export of its
+generator. The pickle is not executed: names and arrays are read, anything else is refused.
 """
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +21,15 @@ from trainer.foundation.commands import run_command
 from trainer.foundation.errors import SettingError
 from trainer.foundation.options import whole
 from trainer.foundation.stores import Store
+from trainer.methods.protocol import NO_NAMES
+from trainer.methods.schedule import BatchConfig, ScheduleConfig
 from trainer.official.names import official_network
+from trainer.official.pickled import read_pickle
+from trainer.official.published import LICENCE, published_generator
 from trainer.official.snapshots import Snapshots, adam_state, network_settings, network_state, read_snapshots
+from trainer.trained.exports import describe_method, write_export
+from trainer.trained.runs import Recipe, method_of, shown_networks
+from trainer.trained.weights import put_weights
 
 # How the official configurations train at a resolution: replicas, real and generated images of each, first and last
 # iteration of the decay.
@@ -30,13 +41,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="official .npz file")
-    parser.add_argument("run", metavar="RUN", help="folder or URL of the run to make")
+    parser.add_argument("snapshots", metavar="SNAPSHOT", nargs="+", help="official .npz file, or a published .pkl")
+    parser.add_argument("run", metavar="RUN", help="folder or URL of the run to make; of a .pkl, of the export")
     parser.add_argument("--config", help="experiment to take the settings from (default: read off the arrays)")
     parser.add_argument(
         "--iteration", type=whole(), help="of the snapshot (default: from the file or its name, else 0)"
     )
     options = parser.parse_args(arguments)
+    if options.snapshots[0].endswith(".pkl"):
+        return _convert_pickle(options)
     snapshots = read_snapshots(options.snapshots)
     iteration = options.iteration if options.iteration is not None else snapshots.iteration or 0
     if options.config:
@@ -53,6 +66,28 @@ def main(arguments: list[str]) -> int:
     store.release("converted", iteration)
     Store(options.run).put("config.yaml", as_yaml(config).encode())
     print(_told(options.run, snapshots, iteration))
+    return 0
+
+
+def _convert_pickle(options: argparse.Namespace) -> int:
+    """Write the export of the generator in a published pickle."""
+    if len(options.snapshots) > 1 or options.config or options.iteration is not None:
+        raise SettingError("SNAPSHOT: a pickle is converted alone, and without options; give PUBLISHED.pkl EXPORT")
+    (path,) = options.snapshots
+    pickled = read_pickle(path)
+    found = published_generator(path, pickled)
+    recipe = Recipe(found.objective, found.model, BatchConfig(dequantize=False), ScheduleConfig())
+    networks = shown_networks(method_of(recipe))
+    for network in networks.values():
+        try:
+            put_weights(network, found.state)
+        except RuntimeError as error:
+            raise SettingError(f"{path}: does not fit its generator ({' '.join(str(error).split())[:300]})") from None
+    settings = recipe.plain()
+    described = describe_method(settings.pop("objective"), settings, list(networks))
+    source = {"file": Path(path).name, "sha256": pickled.sha256, "licence": LICENCE}
+    write_export(options.run, described, networks, NO_NAMES, {"converted_from": source})
+    print(f"{options.run}: an export of the generator in {path} (sha256 {pickled.sha256[:12]}...); licence: {LICENCE}")
     return 0
 
 

@@ -2,8 +2,9 @@
 
 Without more, a grid with one row per class (grid.png) and every image alone. `--morph "A -> B"` mixes two classes' rows
 of gamma and beta step by step at fixed latents, one row per latent vector (the projection paper's category morphing);
-`--interpolate` goes from one latent vector to another within each class. Image n of a class depends on the seed, the
-class and n alone. Samples that are vectors go to samples.npy, and are printed one a line.
+`--interpolate` goes from one latent vector to another within each class; `--sheet` arranges samples as the method knows
+to. Image n of a class depends on the seed, the class and n alone. Samples that are vectors go to samples.npy, and are
+printed one a line.
 
 A generator that makes pictures of pictures takes them from `--source`, a file or a folder: each becomes DIR/NAME.png. A
 generator of words prints a line of words for each.
@@ -13,6 +14,8 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +31,10 @@ from trainer.foundation.options import number, whole
 from trainer.foundation.outputs import check_output
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
-from trainer.methods.sampling import ClassConditions, Describing, FromPictures, Mixing, Truncating, directed, number_of
+from trainer.methods.paths import between
+from trainer.methods.protocol import Sampler
+from trainer.methods.sampling import ClassConditions, Describing, FromPictures, Mixing, directed, number_of
+from trainer.methods.sheets import Sheets
 from trainer.processes.launch import read_launch
 from trainer.trained.pictures import picture_files, read_pictures, write_picture
 from trainer.trained.pretrained import Generator, open_generator
@@ -51,16 +57,18 @@ def main(arguments: list[str]) -> int:
         work = _describe if isinstance(generator.sampler, Describing) else _remake
         print(work(generator, options))
         return 0
-    if options.truncation is not None and not isinstance(generator.sampler, Truncating):
-        raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")
+    if options.truncation is not None:
+        generator = generator.truncated(options.truncation)
 
-    asked = _morph if options.morph else _interpolate if options.interpolate else _classes
+    asked = _morph if options.morph else _interpolate if options.interpolate else _sheet if options.sheet else _classes
     plan = asked(generator, options)
+    generator = generator if plan.sampler is None else replace(generator, sampler=plan.sampler)
     samples = generator.make(plan.latents, plan.conditions, options.batch, options.statistics == "batch")
     out = Path(options.out)
     write = _write_vectors if generator.sampler.output == "vector" else _write_pictures
     told = write(out, plan, samples.reshape(len(plan.rows), -1, *samples.shape[1:]))
     described = {**vars(options), "training": generator.training}
+    described |= {"columns": list(plan.columns)} if plan.columns else {}
     (out / f"{plan.name}.json").write_text(json.dumps(described, indent=2) + "\n")
     print(told)
     return 0
@@ -96,13 +104,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", default="samples", metavar="DIR", help="folder for the samples (default: samples)")
     add(
         "--truncation",
-        type=number(above=True),
+        type=number(least=-1e15),
         metavar="T",
         help="less variety: latent entries beyond +-T are drawn again (or what else the method makes of it)",
     )
     add("--statistics", choices=["evaluation", "batch"], default="evaluation", help="what batch norm normalises with")
     add("--morph", metavar='"A -> B"', help="go from class A to class B at fixed latents")
     add("--interpolate", action="store_true", help="go from one latent vector to another, in each class")
+    add("--sheet", metavar="NAME", help="a sheet that the method offers; an unknown name lists them")
+    add(
+        "--mix",
+        dest="sheet",
+        action="store_const",
+        const="mixing",
+        help="the sheet `mixing`: the styles of two samples",
+    )
     add(
         "--steps",
         type=whole(1),
@@ -119,7 +135,10 @@ def _parser() -> argparse.ArgumentParser:
 def _check(options: argparse.Namespace) -> None:
     if options.morph and options.interpolate:
         raise SettingError("--morph: does not go together with --interpolate; ask for one after the other")
-    for name in ("classes", "morph", "interpolate", "truncation"):
+    if options.sheet and (options.morph or options.interpolate):
+        other = "--morph" if options.morph else "--interpolate"
+        raise SettingError(f"{other}: does not go together with --sheet or --mix; ask for one after the other")
+    for name in ("classes", "morph", "interpolate", "truncation", "sheet"):
         if options.pictures is not None and getattr(options, name):
             raise SettingError(f"--{name}: does not go together with --source; leave one of them out")
     if options.morph and options.classes:
@@ -174,6 +193,10 @@ class Plan(NamedTuple):
     """[rows * columns, ...]."""
     conditions: Tensor
     """[rows * columns, ...]."""
+    sampler: Sampler | None = None
+    """What makes them, if it is not the generator's own sampler."""
+    columns: Sequence[str] = ()
+    """What the columns are, where it is to be noted."""
 
 
 def _chosen(generator: Generator, text: str | None) -> Tensor:
@@ -202,20 +225,18 @@ def _parsed(generator: Generator, option: str, text: str) -> Tensor:
 
 def _classes(generator: Generator, options: argparse.Namespace) -> Plan:
     chosen = _chosen(generator, options.classes)
-    latents = torch.cat([generator.latents(k, options.count, options.seed, options.truncation) for k in chosen])
+    latents = torch.cat([generator.latents(k, options.count, options.seed) for k in chosen])
     name = "samples" if generator.sampler.output == "vector" else "grid"
     return Plan(name, _captions(generator, chosen), latents, chosen.repeat_interleave(options.count, 0))
 
 
 def _interpolate(generator: Generator, options: argparse.Namespace) -> Plan:
-    """`count` rows per class, each on the straight line between two latent vectors."""
+    """`count` rows per class, each on the way between two latent vectors."""
     chosen, pairs = _chosen(generator, options.classes), 2 * options.count
-    drawn = torch.cat([generator.latents(k, pairs, options.seed, options.truncation) for k in chosen])
-    if not drawn.numel() or not drawn.is_floating_point():
+    drawn = torch.cat([generator.latents(k, pairs, options.seed) for k in chosen])
+    latents = between(generator.sampler, drawn[::2], drawn[1::2], _shares(options.steps, generator.device))
+    if latents is None:
         raise SettingError("--interpolate: this generator has no latent vectors to go between; leave the option out")
-    ends = drawn.view(-1, 2, *drawn.shape[1:])
-    share = _shares(options.steps, generator.device).view(1, -1, *[1] * (drawn.dim() - 1))
-    latents = (1 - share) * ends[:, :1] + share * ends[:, 1:]
     rows = chosen.repeat_interleave(options.count, 0)
     conditions = rows.repeat_interleave(options.steps, 0)
     return Plan("interpolation", _captions(generator, rows), latents.flatten(0, 1), conditions)
@@ -233,10 +254,29 @@ def _morph(generator: Generator, options: argparse.Namespace) -> Plan:
         raise SettingError(f'--morph: is {options.morph!r}; give two classes as "A -> B"')
     first, last = (_parsed(generator, "--morph", end.strip()) for end in ends)
     mixed = conditions.mix(first, last, _shares(options.steps, generator.device))
-    latents = generator.latents(first, options.count, options.seed, options.truncation)
+    latents = generator.latents(first, options.count, options.seed)
     name = f"morph_{_slug(conditions.caption(first))}_{_slug(conditions.caption(last))}"
     rows = [""] * options.count
     return Plan(name, rows, latents.repeat_interleave(options.steps, 0), torch.cat([mixed] * options.count))
+
+
+def _sheet(generator: Generator, options: argparse.Namespace) -> Plan:
+    """A sheet of the method's own, of `count` latents of each class."""
+    sampler = generator.sampler
+    known = sampler.sheets if isinstance(sampler, Sheets) else {}
+    if options.sheet not in known:
+        there_are = "; ".join(f"{name}: {meaning}" for name, meaning in known.items())
+        asked = "--mix" if options.sheet == "mixing" else "--sheet"
+        raise SettingError(
+            f"--sheet: there is no sheet {options.sheet!r}; there are {there_are}"
+            if known
+            else f"{asked}: this generator's method has no sheets; leave the option out"
+        )
+    assert isinstance(sampler, Sheets)
+    chosen = _chosen(generator, options.classes)
+    latents = torch.stack([generator.latents(k, options.count, options.seed) for k in chosen])
+    sheet = sampler.sheet(options.sheet, latents, chosen.to(generator.device), options.steps)
+    return Plan(options.sheet, list(sheet.rows), sheet.latents, sheet.conditions, sheet.sampler, sheet.columns)
 
 
 def _shares(steps: int, device: torch.device) -> Tensor:

@@ -118,3 +118,22 @@ def test_proof(
             f"\nPROOF method-growth: PASS killed in each of {ITERATIONS} iterations, resumed on 1 and 2 processes, "
             f"equal bits: {expected[:16]}"
         )
+
+
+@pytest.mark.slow
+def test_reduced_by_the_strategy_it_differs_by_rounding(
+    write: Write, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """DDP's own sums, with levels that no loss reaches; next to those in the order of the replicas."""
+    config = write(tmp_path / "one")
+    assert loop.train(load_config(str(tmp_path / "one/run.yaml"), ["--run.iterations", "5"]), read_launch())
+    write(tmp_path / "two")
+    words = ("--run.deterministic", "false", "--run.iterations", "5")
+    done = command(tmp_path / "two/run.yaml", *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    found = state_of(tmp_path / "two/run")
+    for name, tensor in state_of(config.run.dir).items():
+        if not name.startswith(("generator.adam", "discriminator.adam")):
+            torch.testing.assert_close(found[name], tensor, rtol=1e-2, atol=1e-2, msg=name)
+        elif "/step" in name:
+            assert torch.equal(found[name], tensor)

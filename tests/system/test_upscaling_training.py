@@ -88,12 +88,14 @@ def test_it_resumes_with_equal_bits(write: Write, straight: Path, tmp_path: Path
         assert grid.width > 5 * 64  # bilinear, bicubic, made twice, real
 
 
+@pytest.mark.slow
 def test_two_processes_are_the_same_experiment(
     write: Write, straight: Path, tmp_path: Path, command: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = command(write(tmp_path), processes=2)
     assert done.returncode == 0, done.stderr
     assert state_hash(state_of(tmp_path)) == state_hash(state_of(straight))
+    print("PROOF method-upscaling-elastic: PASS 1 and 2 processes, equal sha256 of the state")
 
 
 def test_files_are_enlarged(straight: Path, tmp_path: Path) -> None:

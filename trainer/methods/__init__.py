@@ -7,11 +7,19 @@ from trainer.methods.adversarial import ACGANConfig, AdversarialConfig
 from trainer.methods.cyclegan import CycleGANConfig
 from trainer.methods.pggan import PGGANConfig
 from trainer.methods.sgan import SGANConfig
+from trainer.methods.stylegan import StyleGANConfig
 from trainer.methods.superresolution import SuperResolutionConfig
 from trainer.methods.tagging import TaggingConfig
 
 ObjectiveConfig = Annotated[
-    AdversarialConfig | ACGANConfig | CycleGANConfig | PGGANConfig | SGANConfig | SuperResolutionConfig | TaggingConfig,
+    AdversarialConfig
+    | ACGANConfig
+    | CycleGANConfig
+    | PGGANConfig
+    | SGANConfig
+    | StyleGANConfig
+    | SuperResolutionConfig
+    | TaggingConfig,
     Choice(methods=("build", "check")),
 ]
 """The section `objective`."""

@@ -140,6 +140,10 @@ class LatentSampler:
 
     def truncated(self, bound: float) -> "LatentSampler":
         """The same network with less varied latents."""
+        if bound <= 0:
+            raise SettingError(
+                f"--truncation: is {bound:g}, and this generator's latents are bounded by it; give more than 0"
+            )
         return replace(self, truncation=bound)
 
 
@@ -157,7 +161,7 @@ class Truncating(Protocol):
     """A sampler that can give less varied and more typical samples."""
 
     def truncated(self, bound: float) -> Sampler:
-        """The sampler with this bound, which is above 0; what it bounds is the method's."""
+        """The sampler with this bound; what it bounds is the method's. Raises `SettingError` for an impossible one."""
         ...
 
 

@@ -8,12 +8,14 @@ import io
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.classifiers import Classifier, build_classifier, parse_classifier
 from trainer.classifiers.build import import_library
 from trainer.classifiers.weights import read_weights
 from trainer.foundation.errors import SettingError
+from trainer.metrics.lpips import PerceptualDistance
 from trainer.metrics.samples import as_signed
 
 INCEPTION_URL = (
@@ -44,6 +46,9 @@ class FeatureNetwork(Protocol):
 class ClassifierFeatures:
     """A classifier's penultimate features and logits."""
 
+    name, crops_faces = "feature", False
+    """Of the distance."""
+
     def __init__(self, classifier: Classifier, device: torch.device | str, image_channels: int) -> None:
         self.classifier, self.device = classifier, torch.device(device)
         self.digest = classifier.digest
@@ -57,6 +62,12 @@ class ClassifierFeatures:
     @torch.no_grad()
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.classifier.both(as_signed(images.to(self.device)))
+
+    @torch.no_grad()
+    def distance(self, first: Tensor, second: Tensor) -> Tensor:
+        """Squared distance [n] between normalised features of images [n, c, h, w] in [-1, 1]."""
+        a, b = (F.normalize(self.classifier.both(images.float().to(self.device))[0]) for images in (first, second))
+        return (a - b).square().sum(1)
 
 
 class InceptionFeatures:
@@ -101,7 +112,7 @@ class InceptionFeatures:
 def open_features(
     text: str, image_channels: int, device: torch.device | str = "cpu", setting: str = "--features"
 ) -> FeatureNetwork:
-    """`inception:FILE_OR_URL`, or a classifier as `parse_classifier` reads it. Raises `SettingError`."""
+    """`inception:FILE_OR_URL`, `lpips:FILE_OR_URL`, or a classifier as `parse_classifier` reads it. Raises `SettingError`."""
     source, _, weights = text.partition(":")
     if source == "inception":
         if not weights:
@@ -110,6 +121,8 @@ def open_features(
                 f"you have a network and pass {setting} inception:FILE, or use efficientnet_lite0, which is installed"
             )
         return InceptionFeatures(weights, device, setting)
+    if source == "lpips" and weights:
+        return PerceptualDistance(weights, device, setting)
     return ClassifierFeatures(
         build_classifier(parse_classifier(text, setting), device, setting), device, image_channels
     )

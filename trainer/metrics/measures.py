@@ -15,6 +15,7 @@ from trainer.metrics.kid import Kernel
 from trainer.metrics.ms_ssim import MsSsim
 from trainer.metrics.neighbours import Neighbours
 from trainer.metrics.parzen import Parzen
+from trainer.metrics.path_length import PathLength
 from trainer.metrics.precision_recall import PrecisionAndRecall
 from trainer.metrics.protocol import Measure
 from trainer.metrics.resolutions import Resolutions
@@ -34,6 +35,7 @@ MEASURES: list[type[Measure]] = [
     MsSsim,
     IntraFrechet,
     Neighbours,
+    PathLength,
     Strips,
     Fidelity,
     PairAccuracy,

@@ -7,6 +7,7 @@ from torch import Tensor
 from trainer.foundation import keys
 from trainer.foundation.pictures import draw_grid
 from trainer.foundation.pixels import to_uint8
+from trainer.methods.paths import between
 from trainer.methods.protocol import Sampler
 from trainer.methods.sampling import Mixing
 from trainer.metrics.protocol import Measure
@@ -16,17 +17,16 @@ ROWS, STEPS = 10, 9
 
 
 def interpolation_strips(sampler: Sampler, seed: int) -> Image.Image | None:
-    """A row per condition: images along the straight line between two latent vectors.
+    """A row per condition: images on the way between two latent vectors.
 
     None for a sampler without latent vectors, or without conditions to choose from.
     """
     chosen = sampler.conditions.evenly(ROWS)
     ends = sampler.draw(keys.generator(seed, "interpolation"), 2 * len(chosen))
-    if not ends.numel() or not ends.is_floating_point():
-        return None
     ends = ends.view(len(chosen), 2, *ends.shape[1:])
-    share = torch.linspace(0, 1, STEPS).view(1, -1, *[1] * (ends.dim() - 2))
-    latents = (1 - share) * ends[:, :1] + share * ends[:, 1:]
+    latents = between(sampler, ends[:, 0], ends[:, 1], torch.linspace(0, 1, STEPS))
+    if latents is None:
+        return None
     names = [sampler.conditions.caption(condition) for condition in chosen]
     return _strips(sampler, latents.flatten(0, 1), chosen.repeat_interleave(STEPS, 0), names)
 

@@ -7,7 +7,7 @@ In Python:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,17 +67,19 @@ class Generator:
     def device(self) -> torch.device:
         return device_of(self.sampler)
 
+    def truncated(self, bound: float) -> "Generator":
+        """The same networks with less varied samples. Raises `SettingError` if its sampler has no truncation."""
+        if not isinstance(self.sampler, Truncating):
+            raise SettingError("--truncation: this generator's latents cannot be bounded; leave the option out")
+        return replace(self, sampler=self.sampler.truncated(bound))
+
     def latents(self, condition: Tensor, count: int, seed: int, truncation: float | None = None) -> Tensor:
         """Latents [count, ...] of a condition: a function of the seed and the condition alone, the first n of more are the
         same.
 
         truncation: see the method's sampler. Raises `SettingError` if it has none.
         """
-        sampler = self.sampler
-        if truncation is not None:
-            if not isinstance(sampler, Truncating):
-                raise SettingError("truncation: this generator's method has none; leave it out")
-            sampler = sampler.truncated(truncation)
+        sampler = self.sampler if truncation is None else self.truncated(truncation).sampler
         source = keys.generator(seed, "sample", replica=number_of(condition))
         return torch.cat([sampler.draw(source, 1) for _ in range(count)]).to(self.device)
 
@@ -98,8 +100,9 @@ class Generator:
         Images are [len(classes) * count, C, H, W] in [-1, 1]. Raises `SettingError` with the closest name.
         """
         chosen = torch.stack([self._condition(name) for name in classes])
-        latents = torch.cat([self.latents(condition, count, seed, truncation) for condition in chosen])
-        return self.make(latents, chosen.repeat_interleave(count, 0))
+        bounded = self if truncation is None else self.truncated(truncation)
+        latents = torch.cat([bounded.latents(condition, count, seed) for condition in chosen])
+        return bounded.make(latents, chosen.repeat_interleave(count, 0))
 
     def _condition(self, name: str | int) -> Tensor:
         """A whole number is a class's number, though there be a class of that name."""

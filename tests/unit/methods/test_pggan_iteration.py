@@ -1,5 +1,6 @@
 """Losses, gradients, steps, resets and the average against the official form in float64, across the edges of a fade."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from trainer.processes.launch import read_launch
 from trainer.training.iteration import run_iteration
 
 STABLE, FADE, BATCH, RATE, HALF_LIFE = 16, 24, 8, 3e-3, 40
+FACTORS = {8: 1.5, 16: 0.5}
 VARIANTS: dict[str, tuple[int, str, float, bool]] = {  # classes, loss, target, convolution before activation and mean
     "classes": (3, "wasserstein", 1.0, False),
     "another target": (0, "wasserstein", 7.0, True),
@@ -36,7 +38,7 @@ def method_of(classes: int, loss: str, target: float, unfused: bool) -> PGGANMet
     widths: dict[str, Any] = {"fmap_base": 24, "fmap_max": 8}
     penalty = GradientPenaltyConfig(target=target, drift=0.001) if loss == "wasserstein" else NoPenaltyConfig()
     config = PGGANConfig(
-        growth=GrowthConfig(stable_images=STABLE, fade_images=FADE, repeats=1),
+        growth=GrowthConfig(stable_images=STABLE, fade_images=FADE, repeats=1, rates=FACTORS),
         generator=PGGANGeneratorConfig(**widths),
         discriminator=PGGANDiscriminatorConfig(
             **widths, group=4, pool="after_activation" if unfused else "before_activation"
@@ -110,7 +112,7 @@ def test_iterations_across_a_whole_fade_are_those_of_the_official_form(variant: 
             mix=mix,
             loss=loss,
             target=target,
-            rate=RATE,
+            rate=RATE * FACTORS.get(16 >> math.floor(form.lod(STABLE, FADE)), 1.0),
             half_life=HALF_LIFE,
         )
         for name, value in expected.items():

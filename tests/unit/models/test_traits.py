@@ -17,6 +17,7 @@ from trainer.models.improved import (
 from trainer.models.layers import Convolution
 from trainer.models.maxout import MaxoutDiscriminatorConfig, MLPGeneratorConfig
 from trainer.models.resnet import ResNetDiscriminatorConfig, ResNetGeneratorConfig
+from trainer.models.stylegan import StyleGANGeneratorConfig
 from trainer.models.synchronised import synchronise_norms
 from trainer.models.traits import can_group, can_repeat, draws_inside, moves_state, silent_layers
 
@@ -29,6 +30,7 @@ GENERATORS = {
     "improved_conv": ImprovedConvGeneratorConfig(widths=(8, 6, 4)),
     "mlp": MLPGeneratorConfig(),
     "mlp without draws": MLPGeneratorConfig(dropout=0),
+    "stylegan": StyleGANGeneratorConfig(fmap_base=32, fmap_max=4, mapping_layers=1, mapping_width=4),
 }
 DISCRIMINATORS = {
     "projection": ResNetDiscriminatorConfig(channels=2),
