@@ -119,7 +119,7 @@ def test_the_fixtures_on_10000_real_digits():
         "200 k-means centres": (k_means(train, 200), 0.1668, 201.6, 3.8),
         "1,000 k-means centres": (k_means(train, 1000), 0.1668, 245.6, 3.6),
         "mean image": (train.mean(0, keepdim=True), 0.2783, -59.5, 1.8),
-        "2,000 noise images": (noise, 0.5995, -632.1, 0.1),
+        "2,000 noise images": (noise, 0.5995, -632.1, 2.0),  # another draw of noise shifts all images alike
     }
     told = []
     for name, (centres, bandwidth, value, error) in fixtures.items():
