@@ -14,7 +14,6 @@ from trainer.foundation.transfer import to_device
 from trainer.methods.protocol import Method, Tensors, Turn
 from trainer.models.traits import draws_inside
 from trainer.processes.progress import progress
-from trainer.training.sharing import own_part
 
 
 @dataclass(frozen=True)
@@ -119,3 +118,8 @@ class Draws:
         if source.horizontal_flip:
             images = flip_half(images, positions, self.seed, replica, source.purpose("flip"))
         return images
+
+
+def own_part(value: Tensor, part: int, parts: int) -> Tensor:
+    """One of `parts` equal parts of a draw's tensor [B, ...]; a scalar is everybody's."""
+    return value if parts == 1 or value.dim() == 0 else value.chunk(parts)[part]

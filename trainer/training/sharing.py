@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import cast
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.config import Config
 from trainer.foundation.errors import SettingError
@@ -83,8 +83,3 @@ def share_replicas(config: Config, networks: Mapping[str, nn.Module], launch: La
         group = cast(dist.ProcessGroup, dist.new_group(ranks, timeout=timedelta(minutes=10)))
         if replica == own:
             synchronise_norms(*networks.values(), group=group)
-
-
-def own_part(value: Tensor, part: int, parts: int) -> Tensor:
-    """One of `parts` equal parts of a draw's tensor [B, ...]; a scalar is everybody's."""
-    return value if parts == 1 or value.dim() == 0 else value.chunk(parts)[part]
