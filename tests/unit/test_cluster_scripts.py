@@ -196,9 +196,11 @@ def test_submit_fills_in_the_site_and_shows_it(tmp_path: Path) -> None:
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
     config = "configs/fashion32_projection.yaml"
-    refused = submit("train", "--nodes", "2", "--show", config)
+    refused = submit("train", "--nodes", "3", "--processes", "1", "--show", config)
     assert refused.returncode != 0
-    assert "batch.replicas: is 2, but the launch started 8 processes" in refused.stderr
+    assert "batch.replicas: is 2, but the launch started 3 processes" in refused.stderr
+    shared = submit("train", "--nodes", "2", "--show", config)
+    assert "2 replicas on 8 processes (4 share each replica)" in shared.stdout
     shown = submit("train", "--nodes", "2", "--processes", "1", "--show", config, "--run.seed", "7")
     assert shown.returncode == 0, shown.stderr
     assert "2 replicas on 2 processes (1 + 1)" in shown.stdout
@@ -253,12 +255,13 @@ def test_requirements_of_the_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "replicas", "machines", "started"), [(8, 4, 1, 4), (2, 4, 1, 2), (8, 4, 2, 2), (0, 4, 1, 2)]
+    ("gpus", "replicas", "machines", "started"),
+    [(8, 4, 1, 8), (6, 4, 1, 4), (2, 4, 1, 2), (8, 4, 2, 8), (3, 4, 3, 1), (0, 4, 1, 2)],
 )
-def test_local_starts_a_process_for_each_gpu_but_never_more_than_replicas(
+def test_local_starts_as_many_processes_as_can_have_the_replicas(
     tmp_path: Path, gpus: int, replicas: int, machines: int, started: int
 ) -> None:
-    """More would be refused, and then started again for nothing."""
+    """At most as many as replicas, or a multiple: any others would be refused, and then started again for nothing."""
     shutil.copytree(CLUSTER, tmp_path / "cluster")
     scripts = {
         "nvidia-smi": f"for i in $(seq {gpus}); do echo GPU $i: A card; done",

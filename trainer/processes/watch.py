@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Self
 
 import torch.distributed as dist
 
+import trainer
 from trainer.foundation.errors import TrainerError
 from trainer.foundation.log import note_error, to_stderr
 from trainer.processes.launch import Launch
@@ -280,12 +281,19 @@ def _reports(heard: Mapping[int, tuple[str, float]]) -> dict[int, Report]:
 
 def die_with_launcher() -> None:
     """Where a launcher started this process: ask for SIGTERM when the launcher dies (Linux), so that the run stops in good
-    order. Without it SIGKILL or SIGUSR1 to the launcher leaves processes that train on, unseen."""
+    order. Without it SIGKILL or SIGUSR1 to the launcher leaves processes that train on, unseen.
+
+    Raises `TrainerError` if the launcher ended while this process was starting: then nobody would send the signal.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         prctl = getattr(ctypes.CDLL(None), "prctl", None)
         if prctl is not None:
             set_parent_death_signal = 1  # linux/prctl.h
             prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != trainer.PARENT:
+            raise TrainerError(
+                f"launch: the launcher (pid {trainer.PARENT}) ended while this process was starting: launch again"
+            )
 
 
 def _identity() -> dict[str, str | int]:

@@ -200,7 +200,7 @@ def test_a_name_out_of_a_table_may_be_added_later(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_loss_is_its_functions_and_its_name(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--objective.loss (hinge | non_saturating | minimax | least_squares | wasserstein; hinge)" in help_text()
+    assert f"--objective.loss ({' | '.join(losses.LOSSES)}; hinge)" in help_text()
     with pytest.raises(SettingError, match=r"^objective\.loss: is 'cosine' .*; choose one of 'hinge', "):
         load_config(str(tiny()), ["--objective.loss", "cosine"])
     new = losses.Loss(losses.hinge_discriminator, losses.linear_generator)

@@ -32,7 +32,12 @@ from trainer.training.loop import train
 
 LAUNCH = Launch(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"), precision="fp32", strategy="single")
 QUICK = ("--samples", "120", "--splits", "3", "--pairs", "10", "--class-samples", "60", "--queries", "20")
-APART = ("classification",)  # of runs that have a classifier of their own
+APART = (
+    "classification",
+    "fidelity",
+    "pair_accuracy",
+    "round_trip",
+)  # of runs with a classifier, with pairs, with two ways
 EVERY = ",".join(m.name for m in measures.MEASURES if m.needs.images and m.name not in APART)
 
 
@@ -50,6 +55,7 @@ def test_every_measure_is_published_with_its_small_print(
         "inception_score", "frechet_distance", "kernel_distance", "precision", "recall", "class_accuracy", "ms_ssim",
         "accuracy_kept_at_lowest_resolution", "accuracy_ms_ssim_correlation", "intra_frechet_distance",
         "near_copies_pixels", "near_copies_features", "parzen_log_likelihood", "sliced_wasserstein_distance",
+        "feature_path_length_z_full", "feature_path_length_z_end",
     }  # fmt: skip
     for name, record in records.items():
         assert name == "class_accuracy" or name in printed

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.support.games import draw_of, losses
 from trainer.config import load_config
@@ -33,6 +34,12 @@ REWRITES = {
 ONCE = {"imagenet128_projection_850k", "imagenet128_acgan", "dogs_cats128_projection", "cifar100_projection"}
 ONCE |= {"fashion32_acgan", "fashion32_concat"}
 BATCH, REPLICAS = 2, 2
+
+
+def has_rewrites(path):
+    """Whether the configuration's networks are those that know several forms."""
+    tree = yaml.safe_load(path.read_text())
+    return path.stem not in ONCE and tree.get("generator", {}).get("name") in ("resnet", "dcgan")
 
 
 def double(*shape):
@@ -100,7 +107,7 @@ def small(path):
     return config, G, D, draws
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem not in ONCE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [p for p in CONFIGS if has_rewrites(p)], ids=lambda path: path.stem)
 def test_a_step_is_the_plain_one(path):
     config, G, D, draws = small(path)
     method = config.objective.build(config.problem())

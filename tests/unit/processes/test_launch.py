@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import trainer
 from tests.support.checkout import environment
 from trainer.foundation.errors import TrainerError
+from trainer.processes import watch
 from trainer.processes.launch import Launch, held_description, read_launch
 
 
@@ -112,3 +114,17 @@ def test_a_launcher_that_starts_one_process_of_two_is_caught(tmp_path: Path, how
         "num_processes (accelerate's YAML): 2 processes were asked for, but this one was started as one of 1"
         in done.stderr
     )
+
+
+def test_a_process_whose_launcher_ended_before_it_could_ask_for_a_signal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for the others' rendezvous, and train on unseen."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: None)  # this process's own signals stay as they are
+    watch.die_with_launcher()
+    monkeypatch.setattr(trainer, "PARENT", 1234567)
+    with pytest.raises(
+        TrainerError, match=r"^launch: the launcher \(pid 1234567\) ended while this process was starting"
+    ):
+        watch.die_with_launcher()
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    watch.die_with_launcher()  # nobody launched it
