@@ -15,7 +15,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
     "concat": {"discriminator": {"conditioning": {"name": "concat"}}},
     "acgan": {"discriminator": {"conditioning": {"name": "acgan"}}, "objective": {"name": "acgan", "passes": "joint"}},
     "dcgan": {
-        "generator": {"name": "dcgan", "widths": [24, 16, 8]},
+        "generator": {"name": "dcgan", "widths": [24, 16, 8, 8]},
         "discriminator": {"name": "dcgan", "widths": [4, 4, 8, 8, 16, 16], "dropout": 0.0},
         "objective": {"name": "acgan", "loss": "non_saturating"},
     },
