@@ -110,22 +110,25 @@ class _Bucket:
         self._sent: tuple[Tensor, Any] | None = None
 
     def send(self) -> None:
-        """Start the reduction, unless no gradient of the bucket has come."""
+        """Start the reduction, unless no gradient of the bucket has come. Those that came lie in the bucket from here on, so
+        that there is no second copy of them."""
         if all(parameter.grad is None for parameter, _ in self.places):
             return
         share = 1.0 / self.processes
         for parameter, view in self.places:
             if parameter.grad is None:
                 view.zero_()
-            elif self.bf16:
+                continue
+            if self.bf16:
                 view.copy_(parameter.grad)
             else:
                 torch.mul(parameter.grad, share, out=view)
+            parameter.grad = view
         sent = self.flat.to(torch.bfloat16).div_(self.processes) if self.bf16 else self.flat
         self._sent = sent, dist.all_reduce(sent, async_op=True)
 
     def receive(self) -> None:
-        """Wait for the reduction; the gradients that came are views of the mean."""
+        """Wait for the reduction."""
         if self._sent is None:
             return
         sent, work = self._sent
@@ -133,9 +136,6 @@ class _Bucket:
         work.wait()
         if sent is not self.flat:
             self.flat.copy_(sent)
-        for parameter, view in self.places:
-            if parameter.grad is not None:
-                parameter.grad = view
 
 
 def _layout(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

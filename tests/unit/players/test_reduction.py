@@ -78,6 +78,9 @@ def test_the_mean_in_buckets_of_one_layout(
                 assert torch.allclose(value, want, rtol=2**-8, atol=0), name
         assert [len(part) for part in sent[3 * number :]] == [len(bucket.flat) for bucket in mean.buckets]
     assert {part.dtype for part in sent} == {torch.bfloat16 if bf16 else torch.float32}
+    places = {id(parameter): view for bucket in mean.buckets for parameter, view in bucket.places}
+    for parameter in net.parameters():  # in the bucket itself: memory holds no second copy
+        assert parameter.grad is None or parameter.grad.data_ptr() == places[id(parameter)].data_ptr()
     assert net.first.weight.grad is not None
     assert net.first.weight.grad.stride() == net.first.weight.stride()
 
