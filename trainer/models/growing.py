@@ -8,13 +8,14 @@ Shapes: B batch, C channels, H height, W width, I and O input and output feature
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.models.forms import Placed
 from trainer.models.layers import (
     SQRT2,
     at_least_float32,
@@ -248,3 +249,16 @@ class Reached(nn.Module):
             self.resolution.fill_(stage.resolution)
             self.fade.fill_(stage.fade)
         return stage
+
+
+def placed_blocks(blocks: Iterable[tuple[str, nn.Module]], *, doubled: bool) -> list[Placed]:
+    """The 3x3 convolutions `conv1` and `conv2` of blocks, which are named by the side of their larger map.
+
+    `doubled`: the block's first convolution gets a map of half that side, as in a generator.
+    """
+    found = []
+    for name, block in blocks:
+        side = int(name)
+        found.append(Placed(f"blocks.{name}.conv1", block.conv1, side // 2 if doubled else side))  # type: ignore[arg-type]
+        found.append(Placed(f"blocks.{name}.conv2", block.conv2, side))  # type: ignore[arg-type]
+    return found

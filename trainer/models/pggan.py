@@ -29,6 +29,7 @@ from trainer.models.growing import (
     levels,
     minibatch_deviation,
     pixel_norm,
+    placed_blocks,
 )
 from trainer.models.layers import SQRT2, at_least_float32, downsample, upsample
 
@@ -133,11 +134,7 @@ class PGGANGenerator(nn.Module):
 
     def placed_convolutions(self, resolution: int) -> list[Placed]:
         """The 3x3 convolutions, from first to last."""
-        found = [Placed("first", self.first, SMALLEST)]
-        for name, block in self.blocks.items():
-            found.append(Placed(f"blocks.{name}.conv1", block.conv1, int(name) // 2))  # type: ignore[arg-type]
-            found.append(Placed(f"blocks.{name}.conv2", block.conv2, int(name)))  # type: ignore[arg-type]
-        return found
+        return [Placed("first", self.first, SMALLEST), *placed_blocks(self.blocks.items(), doubled=True)]
 
 
 class _GeneratorBlock(nn.Module):
@@ -204,11 +201,8 @@ class PGGANDiscriminator(nn.Module):
 
     def placed_convolutions(self, resolution: int) -> list[Placed]:
         """The 3x3 convolutions, from the images on."""
-        found = []
-        for name, block in reversed(list(self.blocks.items())):
-            found.append(Placed(f"blocks.{name}.conv1", block.conv1, int(name)))  # type: ignore[arg-type]
-            found.append(Placed(f"blocks.{name}.conv2", block.conv2, int(name)))  # type: ignore[arg-type]
-        return [*found, Placed("last", self.last, SMALLEST)]
+        from_images = reversed(list(self.blocks.items()))
+        return [*placed_blocks(from_images, doubled=False), Placed("last", self.last, SMALLEST)]
 
 
 class _DiscriminatorBlock(nn.Module):

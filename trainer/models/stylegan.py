@@ -30,6 +30,7 @@ from trainer.models.growing import (
     leaky_relu,
     levels,
     pixel_norm,
+    placed_blocks,
 )
 from trainer.models.layers import SQRT2, at_least_float32, full_precision, upsample
 from trainer.models.pggan import Widths
@@ -171,11 +172,7 @@ class StyleGANGenerator(nn.Module):
 
     def placed_convolutions(self, resolution: int) -> list[Placed]:
         """The 3x3 convolutions, from first to last."""
-        found = [Placed("conv", self.conv, SMALLEST)]
-        for name, block in self.blocks.items():
-            found.append(Placed(f"blocks.{name}.conv1", block.conv1, int(name) // 2))  # type: ignore[arg-type]
-            found.append(Placed(f"blocks.{name}.conv2", block.conv2, int(name)))  # type: ignore[arg-type]
-        return found
+        return [Placed("conv", self.conv, SMALLEST), *placed_blocks(self.blocks.items(), doubled=True)]
 
 
 class Mapping(nn.Module):

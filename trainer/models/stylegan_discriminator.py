@@ -23,6 +23,7 @@ from trainer.models.growing import (
     leaky_relu,
     levels,
     minibatch_deviation,
+    placed_blocks,
 )
 from trainer.models.layers import at_least_float32, downsample
 from trainer.models.pggan import Widths
@@ -78,11 +79,8 @@ class StyleGANDiscriminator(nn.Module):
 
     def placed_convolutions(self, resolution: int) -> list[Placed]:
         """The 3x3 convolutions, from the images on."""
-        found = []
-        for name, block in reversed(list(self.blocks.items())):
-            found.append(Placed(f"blocks.{name}.conv1", block.conv1, int(name)))  # type: ignore[arg-type]
-            found.append(Placed(f"blocks.{name}.conv2", block.conv2, int(name)))  # type: ignore[arg-type]
-        return [*found, Placed("last", self.last, SMALLEST)]
+        from_images = reversed(list(self.blocks.items()))
+        return [*placed_blocks(from_images, doubled=False), Placed("last", self.last, SMALLEST)]
 
 
 class _Block(nn.Module):
