@@ -23,6 +23,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from data_pipeline.make_shards.vectors import write_vectors
+from tests.support.resuming import in_a_killed_copy
 from trainer import export, sample
 from trainer.checkpoint.commits import CheckpointStore
 from trainer.checkpoint.format import state_hash
@@ -256,7 +257,7 @@ def test_killed_at_any_iteration_it_resumes_with_equal_bits(
     iteration: int, write: Write, straight: Path, tmp_path: Path
 ) -> None:
     config = load_config(str(write(tmp_path)))
-    run_in_a_process_that_is_killed(lambda: killed_in(iteration, lambda: train(config, read_launch())))
+    in_a_killed_copy(lambda: killed_in(iteration, lambda: train(config, read_launch())))
     assert train(config, read_launch())
     expected, found = state_of(straight), state_of(tmp_path)
     assert expected.keys() == found.keys()
@@ -277,19 +278,6 @@ def killed_in(iteration: int, work: Callable[[], object]) -> None:
 
     loop.run_iteration = counting
     work()
-
-
-def run_in_a_process_that_is_killed(work: Callable[[], None]) -> None:
-    """In a copy of this process, which has nothing to import."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 @pytest.mark.parametrize("processes", [2, 3])
